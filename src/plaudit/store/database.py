@@ -1,0 +1,193 @@
+"""The store: nouns in, nouns out. The only door to SQL besides the query files beside it.
+
+Every write is one transaction, durable when the call returns (SQLite: WAL with `synchronous=FULL`; PostgreSQL: `synchronous_commit=on`).
+`Store` methods open a transaction each; `with store.write() as tx:` joins several. Ids, times and decisions come from the caller.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from plaudit.errors import BadInput, Conflict, NotFound, Unavailable
+from plaudit.store.migrate import migrate
+from plaudit.store.schema import TABLES
+
+Noun = TypeVar("Noun")
+
+
+class Transaction:
+    """Reads and writes on one connection. `find` filters by equality; a list, tuple or set means any of, None means null."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self.connection = connection
+
+    def add(self, *objects: Any) -> None:
+        """Insert. Raises Conflict where a unique rule of the schema is broken."""
+        by_kind: dict[type, list[dict[str, Any]]] = {}
+        for thing in objects:
+            row = {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing)}
+            by_kind.setdefault(type(thing), []).append(row)
+        for kind, rows in by_kind.items():
+            try:
+                self.connection.execute(TABLES[kind].insert(), rows)
+            except IntegrityError as error:
+                raise Conflict(f"A {kind.__name__} like this is already stored ({error.orig}).") from error
+
+    def get(self, kind: type[Noun], id: str) -> Noun:
+        """Raises NotFound."""
+        found = self.find(kind, id=id, limit=1)
+        if not found:
+            raise NotFound(f"There is no {kind.__name__} {id!r}.")
+        return found[0]
+
+    def find(
+        self,
+        kind: type[Noun],
+        *,
+        order: str = "id",
+        descending: bool = False,
+        limit: int | None = None,
+        after: str | None = None,
+        **equals: Any,
+    ) -> list[Noun]:
+        """Rows that equal every given column, ordered; `after` is the last id of the page before (with order by id)."""
+        table = TABLES[kind]
+        query = sa.select(table).where(*_conditions(table, equals))
+        column = table.c[order]
+        query = query.order_by(column.desc() if descending else column.asc())
+        if after is not None:
+            query = query.where(table.c.id < after if descending else table.c.id > after)
+        if limit is not None:
+            query = query.limit(limit)
+        return [kind(**row) for row in self.connection.execute(query).mappings()]
+
+    def first(self, kind: type[Noun], **equals: Any) -> Noun | None:
+        """The newest row that equals, or None."""
+        found = self.find(kind, descending=True, limit=1, **equals)
+        return found[0] if found else None
+
+    def count(self, kind: type, **equals: Any) -> int:
+        table = TABLES[kind]
+        query = sa.select(sa.func.count()).select_from(table).where(*_conditions(table, equals))
+        return int(self.connection.execute(query).scalar_one())
+
+    def change(self, kind: type[Noun], id: str, expect: dict[str, Any] | None = None, **changes: Any) -> Noun:
+        """Compare and set: update one row if its columns still equal `expect`. Raises NotFound, or Conflict where they do not."""
+        table = TABLES[kind]
+        query = table.update().where(table.c.id == id, *_conditions(table, expect or {})).values(**changes)
+        if self.connection.execute(query).rowcount == 0:
+            now = self.get(kind, id)
+            state = {name: getattr(now, name) for name in expect or {}}
+            raise Conflict(f"{kind.__name__} {id} has changed meanwhile: expected {expect}, found {state}.")
+        return self.get(kind, id)
+
+    def rows(self, query: sa.Select[Any]) -> Sequence[sa.RowMapping]:
+        """For the query files of `store/` only."""
+        return self.connection.execute(query).mappings().all()
+
+
+def _conditions(table: sa.Table, equals: dict[str, Any]) -> list[sa.ColumnElement[bool]]:
+    conditions: list[sa.ColumnElement[bool]] = []
+    for name, value in equals.items():
+        column = table.c[name]
+        if value is None:
+            conditions.append(column.is_(None))
+        elif isinstance(value, list | set | tuple | frozenset):
+            conditions.append(column.in_(list(value)))
+        else:
+            conditions.append(column == value)
+    return conditions
+
+
+class Store:
+    """A database with the current schema."""
+
+    def __init__(self, engine: sa.Engine, url: str) -> None:
+        self._engine = engine
+        self.url = url
+
+    @contextmanager
+    def write(self) -> Iterator[Transaction]:
+        """One read-write transaction, committed at the end of the block, rolled back where it raises."""
+        yield from self._begin(writing=True)
+
+    @contextmanager
+    def read(self) -> Iterator[Transaction]:
+        """One consistent view."""
+        yield from self._begin(writing=False)
+
+    def _begin(self, writing: bool) -> Iterator[Transaction]:
+        try:
+            with self._engine.connect().execution_options(plaudit_write=writing) as connection, connection.begin():
+                yield Transaction(connection)
+        except OperationalError as error:  # locked for too long, disk full, server gone
+            raise Unavailable(f"The store does not answer ({error.orig}); check the disk and try again.") from error
+
+    def add(self, *objects: Any) -> None:
+        with self.write() as tx:
+            tx.add(*objects)
+
+    def get(self, kind: type[Noun], id: str) -> Noun:
+        with self.read() as tx:
+            return tx.get(kind, id)
+
+    def find(self, kind: type[Noun], **query: Any) -> list[Noun]:
+        with self.read() as tx:
+            return tx.find(kind, **query)
+
+    def first(self, kind: type[Noun], **equals: Any) -> Noun | None:
+        with self.read() as tx:
+            return tx.first(kind, **equals)
+
+    def count(self, kind: type, **equals: Any) -> int:
+        with self.read() as tx:
+            return tx.count(kind, **equals)
+
+    def change(self, kind: type[Noun], id: str, expect: dict[str, Any] | None = None, **changes: Any) -> Noun:
+        with self.write() as tx:
+            return tx.change(kind, id, expect, **changes)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def open_store(url: str) -> Store:
+    """Open (and where needed create or migrate) the store at an SQLAlchemy URL such as `sqlite:////home/me/.plaudit/store.sqlite`."""
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise BadInput(f"{url!r} is not a database URL; write for example sqlite:///store.sqlite.") from error
+    if parsed.get_backend_name() == "sqlite":
+        if parsed.database and parsed.database != ":memory:":
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+        _sqlite_settings(engine)
+    else:
+        engine = sa.create_engine(url, pool_pre_ping=True)
+    store = Store(engine, url)
+    with store.write() as tx:
+        migrate(tx.connection)
+    return store
+
+
+def _sqlite_settings(engine: sa.Engine) -> None:
+    @sa.event.listens_for(engine, "connect")
+    def _connect(connection: Any, record: Any) -> None:  # noqa: ARG001
+        connection.isolation_level = None  # we send BEGIN ourselves: the driver's own rules commit behind our back
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        # A transaction that will write takes the lock at once; upgrading later can fail without waiting.
+        writing = connection.get_execution_options().get("plaudit_write", True)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
