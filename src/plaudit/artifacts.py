@@ -46,6 +46,8 @@ class PreferenceRow:
     probability: float
     weight: float  # effective number of votes
     source: str  # annotation | edit | choice | import
+    chosen_finished: bool = True  # False: cut off at the token limit, so training appends no end token
+    rejected_finished: bool = True
 
 
 @dataclass(frozen=True)
@@ -120,11 +122,14 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file so that a reader sees the old bytes or the new, never half, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     _fsync_folder(path.parent)
 
 
@@ -140,7 +145,7 @@ def finish(folder: Path, kind: str, body: Mapping[str, Any], content_id: str | N
     """Hash every file below `folder` and write the manifest, which declares the folder finished.
 
     `content_id` is given by kinds whose identity is not their bytes (Snapshots); else the id is the hash of the file hashes and body.
-    Hidden files and `state/` (resume data) are not part of a finished folder.
+    Hidden files are not part of a finished folder.
     """
     if (folder / MANIFEST).exists():
         raise Conflict(f"{folder} is already finished; a {kind} folder is never written twice.")
@@ -182,7 +187,7 @@ def read_manifest(folder: Path, kind: str | None = None) -> Manifest:
 
 
 def verify(folder: Path, kind: str | None = None) -> Manifest:
-    """Read every byte again and compare. Raises Corrupt naming the file that is missing, added or changed."""
+    """Read every byte again and compare. Raises Corrupt naming the file that is missing or changed."""
     manifest = read_manifest(folder, kind)
     for name, entry in manifest.files.items():
         path = folder / name
@@ -279,6 +284,8 @@ def _write_table(folder: Path, name: str, rows: Sequence[Any]) -> None:
             columns[field.name] = pa.array([canonical(list(value)).decode() for value in values], pa.string())
         elif field.name in ("probability", "weight"):
             columns[field.name] = pa.array(values, pa.float64())
+        elif field.name.endswith("_finished"):
+            columns[field.name] = pa.array(values, pa.bool_())
         else:
             columns[field.name] = pa.array(values, pa.string())
     pq.write_table(pa.table(columns), folder / f"{name}.parquet", compression="zstd")

@@ -316,7 +316,20 @@ class Feedback:
     )  # interaction, response index, kind, actor for thumb, rating, choice, edit; None accumulates
     supersedes: str | None = None
     retracted: bool = False
-    idempotency_key: str | None = None
+    body_sha256: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdempotencyKey:
+    """A key that a client sent with a write, and what it led to. `id` is the hash of project and key: the same key acts once.
+
+    A table of its own, because also a key whose write changed nothing must be remembered: else its late retry undoes what came between.
+    """
+
+    id: str
+    project_id: str
+    object_id: str
     body_sha256: str
     created_at: datetime
 
@@ -360,6 +373,7 @@ class Lease:
     comparison_id: str
     annotator_id: str
     order: tuple[str, ...]  # response ids as shown, first is left
+    guideline_id: str | None = None  # the version that was shown
     state: LeaseState = LeaseState.LIVE
     expires_at: datetime
     created_at: datetime
@@ -477,6 +491,7 @@ class Release:
     state: ReleaseState = ReleaseState.CANDIDATE
     created_at: datetime
     state_at: datetime
+    live_at: datetime | None = None  # when it last became live; without one it is no way back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -558,6 +573,41 @@ class AuditEntry:
     created_at: datetime
 
 
+@dataclass(frozen=True)
+class Assignment:
+    """Which Release answers one user's turn, and as what; not stored by itself, its fields go into the Interaction."""
+
+    release_id: str
+    experiment_id: str | None = None
+    arm: str | None = None  # candidate | control
+    stage: int | None = None
+    assignment_probability: float | None = None  # of the candidate arm, among the enrolled
+
+
+@dataclass(frozen=True)
+class ResponseText:
+    """One answer as a model gave it. `logprob` is the sum over its tokens, in nats."""
+
+    text: str
+    finish_reason: str | None = "stop"
+    logprob: float | None = None
+    n_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationItem:
+    """Two answers to one held-out prompt, for annotators to judge: `first` is the candidate's, `second` the reference's."""
+
+    messages: tuple[Message, ...]
+    family: str
+    first: ResponseText
+    second: ResponseText
+    first_checkpoint_id: str | None
+    second_checkpoint_id: str | None  # None: the base model
+    first_model: str = "candidate"
+    second_model: str = "base"
+
+
 PREFIXES: Mapping[type, str] = {
     Project: "prj",
     Person: "per",
@@ -566,6 +616,7 @@ PREFIXES: Mapping[type, str] = {
     Completion: "int",
     Response: "res",
     Feedback: "fdb",
+    IdempotencyKey: "idk",
     Guideline: "gdl",
     Comparison: "cmp",
     Lease: "lse",

@@ -7,13 +7,16 @@ Every write is one transaction, durable when the call returns (SQLite: WAL with 
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from plaudit.errors import BadInput, Conflict, NotFound, Unavailable
 from plaudit.store.migrate import migrate
@@ -36,8 +39,10 @@ class Transaction:
             by_kind.setdefault(type(thing), []).append(row)
         for kind, rows in by_kind.items():
             try:
-                self.connection.execute(TABLES[kind].insert(), rows)
+                self.connection.execute(_insert(TABLES[kind]), rows)
             except IntegrityError as error:
+                if "not null" in str(error.orig).lower():
+                    raise  # a caller's mistake, not a lost race
                 raise Conflict(f"A {kind.__name__} like this is already stored ({error.orig}).") from error
 
     def get(self, kind: type[Noun], id: str) -> Noun:
@@ -58,15 +63,9 @@ class Transaction:
         **equals: Any,
     ) -> list[Noun]:
         """Rows that equal every given column, ordered; `after` is the last id of the page before (with order by id)."""
-        table = TABLES[kind]
-        query = sa.select(table).where(*_conditions(table, equals))
-        column = table.c[order]
-        query = query.order_by(column.desc() if descending else column.asc())
-        if after is not None:
-            query = query.where(table.c.id < after if descending else table.c.id > after)
-        if limit is not None:
-            query = query.limit(limit)
-        return [kind(**row) for row in self.connection.execute(query).mappings()]
+        query = _select(TABLES[kind], _shape(equals), order, descending, after is not None, limit is not None)
+        values = {**_values(equals), "after_": after, "limit_": limit}
+        return [kind(**row) for row in self.connection.execute(query, values).mappings()]
 
     def first(self, kind: type[Noun], **equals: Any) -> Noun | None:
         """The newest row that equals, or None."""
@@ -74,36 +73,82 @@ class Transaction:
         return found[0] if found else None
 
     def count(self, kind: type, **equals: Any) -> int:
-        table = TABLES[kind]
-        query = sa.select(sa.func.count()).select_from(table).where(*_conditions(table, equals))
-        return int(self.connection.execute(query).scalar_one())
+        return int(self.connection.execute(_count(TABLES[kind], _shape(equals)), _values(equals)).scalar_one())
 
     def change(self, kind: type[Noun], id: str, expect: dict[str, Any] | None = None, **changes: Any) -> Noun:
         """Compare and set: update one row if its columns still equal `expect`. Raises NotFound, or Conflict where they do not."""
-        table = TABLES[kind]
-        query = table.update().where(table.c.id == id, *_conditions(table, expect or {})).values(**changes)
-        if self.connection.execute(query).rowcount == 0:
+        equals = {"id": id, **(expect or {})}
+        query = _update(TABLES[kind], _shape(equals), tuple(sorted(changes)))
+        values = {**_values(equals), **{f"new_{name}": value for name, value in changes.items()}}
+        if self.connection.execute(query, values).rowcount == 0:
             now = self.get(kind, id)
             state = {name: getattr(now, name) for name in expect or {}}
             raise Conflict(f"{kind.__name__} {id} has changed meanwhile: expected {expect}, found {state}.")
         return self.get(kind, id)
 
-    def rows(self, query: sa.Select[Any]) -> Sequence[sa.RowMapping]:
-        """For the query files of `store/` only."""
-        return self.connection.execute(query).mappings().all()
+    def rows(self, query: sa.Select[Any], values: dict[str, Any] | None = None) -> Sequence[sa.RowMapping]:
+        """For the query files of `store/` only; `values` fill the statement's bound parameters."""
+        return self.connection.execute(query, values or {}).mappings().all()
 
 
-def _conditions(table: sa.Table, equals: dict[str, Any]) -> list[sa.ColumnElement[bool]]:
+# Building a statement costs more than running it, so each shape of statement is built once: which columns are compared, and how.
+Shape = tuple[tuple[str, str], ...]
+
+
+def _shape(equals: dict[str, Any]) -> Shape:
+    """((column, how), ...) with how one of: null, any, equal."""
+    return tuple(
+        (name, "null" if value is None else "any" if isinstance(value, list | set | tuple | frozenset) else "equal")
+        for name, value in sorted(equals.items())
+    )
+
+
+def _values(equals: dict[str, Any]) -> dict[str, Any]:
+    return {
+        f"old_{name}": list(value) if isinstance(value, set | tuple | frozenset) else value
+        for name, value in equals.items()
+        if value is not None
+    }
+
+
+def _conditions(table: sa.Table, shape: Shape) -> list[sa.ColumnElement[bool]]:
     conditions: list[sa.ColumnElement[bool]] = []
-    for name, value in equals.items():
+    for name, how in shape:
         column = table.c[name]
-        if value is None:
-            conditions.append(column.is_(None))
-        elif isinstance(value, list | set | tuple | frozenset):
-            conditions.append(column.in_(list(value)))
-        else:
-            conditions.append(column == value)
+        match how:
+            case "null":
+                conditions.append(column.is_(None))
+            case "any":
+                conditions.append(column.in_(sa.bindparam(f"old_{name}", expanding=True, type_=column.type)))
+            case _:
+                conditions.append(column == sa.bindparam(f"old_{name}", type_=column.type))
     return conditions
+
+
+@lru_cache(maxsize=1024)
+def _select(table: sa.Table, shape: Shape, order: str, descending: bool, paged: bool, limited: bool) -> sa.Select[Any]:
+    column = table.c[order]
+    query = sa.select(table).where(*_conditions(table, shape)).order_by(column.desc() if descending else column.asc())
+    if paged:
+        after = sa.bindparam("after_", type_=sa.Text())
+        query = query.where(table.c.id < after if descending else table.c.id > after)
+    return query.limit(sa.bindparam("limit_", type_=sa.Integer())) if limited else query
+
+
+@lru_cache(maxsize=1024)
+def _count(table: sa.Table, shape: Shape) -> sa.Select[Any]:
+    return sa.select(sa.func.count()).select_from(table).where(*_conditions(table, shape))
+
+
+@lru_cache(maxsize=1024)
+def _update(table: sa.Table, shape: Shape, names: tuple[str, ...]) -> sa.Update:
+    changes = {name: sa.bindparam(f"new_{name}", type_=table.c[name].type) for name in names}
+    return table.update().where(*_conditions(table, shape)).values(**changes)
+
+
+@lru_cache
+def _insert(table: sa.Table) -> sa.Insert:
+    return table.insert()
 
 
 class Store:
@@ -112,6 +157,8 @@ class Store:
     def __init__(self, engine: sa.Engine, url: str) -> None:
         self._engine = engine
         self.url = url
+        # SQLite has one writer. Threads that queue here go on at once when it is their turn; left to SQLite they would sleep and poll.
+        self._turn = threading.RLock() if engine.dialect.name == "sqlite" else nullcontext()
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
@@ -125,10 +172,16 @@ class Store:
 
     def _begin(self, writing: bool) -> Iterator[Transaction]:
         try:
-            with self._engine.connect().execution_options(plaudit_write=writing) as connection, connection.begin():
+            with (
+                self._turn if writing else nullcontext(),
+                self._engine.connect().execution_options(plaudit_write=writing) as connection,
+                connection.begin(),
+            ):
                 yield Transaction(connection)
         except OperationalError as error:  # locked for too long, disk full, server gone
             raise Unavailable(f"The store does not answer ({error.orig}); check the disk and try again.") from error
+        except PoolTimeout as error:
+            raise Unavailable("The store has more readers than connections; try again in a moment.") from error
 
     def add(self, *objects: Any) -> None:
         with self.write() as tx:

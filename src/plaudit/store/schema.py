@@ -104,6 +104,7 @@ _NAMES: Mapping[type, str] = {
     domain.Completion: "completions",
     domain.Response: "responses",
     domain.Feedback: "feedback",
+    domain.IdempotencyKey: "idempotency_keys",
     domain.Guideline: "guidelines",
     domain.Comparison: "comparisons",
     domain.Lease: "leases",
@@ -135,17 +136,18 @@ sa.Index("feedback_by_interaction", TABLES[domain.Feedback].c.interaction_id, TA
 sa.Index("feedback_by_time", TABLES[domain.Feedback].c.project_id, TABLES[domain.Feedback].c.created_at)
 sa.Index("feedback_supersedes_once", TABLES[domain.Feedback].c.supersedes, unique=True)
 sa.Index(
-    "feedback_idempotency",
-    TABLES[domain.Feedback].c.project_id,
-    TABLES[domain.Feedback].c.idempotency_key,
+    "feedback_one_root",  # one chain per natural key; rows that accumulate have none
+    TABLES[domain.Feedback].c.natural_key,
     unique=True,
+    sqlite_where=TABLES[domain.Feedback].c.supersedes.is_(None),
+    postgresql_where=TABLES[domain.Feedback].c.supersedes.is_(None),
 )
 sa.Index("guideline_version", TABLES[domain.Guideline].c.project_id, TABLES[domain.Guideline].c.version, unique=True)
 sa.Index(
     "comparisons_to_lend",
     TABLES[domain.Comparison].c.project_id,
     TABLES[domain.Comparison].c.state,
-    TABLES[domain.Comparison].c.priority,
+    TABLES[domain.Comparison].c.priority.desc(),
     TABLES[domain.Comparison].c.id,
 )
 sa.Index("comparisons_by_batch", TABLES[domain.Comparison].c.project_id, TABLES[domain.Comparison].c.batch)

@@ -63,6 +63,7 @@ def test_nested_fields_are_read_and_converted():
         (RewardConfig, {"lora": {"targets": ["query"]}}, ["query", "q_proj"]),
         (RewardConfig, {"batch_pairs": 0}, ["batch_pairs", "1 or above"]),
         (RewardConfig, {"optimizer": {"warmup_fraction": 1.0}}, ["warmup_fraction", "1.0"]),
+        (SFTConfig, {"optimizer": {"head_learning_rate": 0.5}}, ["head_learning_rate", "no head"]),
         (SFTConfig, {"source": "all"}, ["source", "demonstrations"]),
         (ScoreConfig, {"measures": ["score", "kl"]}, ["'kl'", "policy"]),
         (ScoreConfig, {"measures": ["nll"]}, ["reward", "nothing else reads"]),

@@ -116,7 +116,7 @@ CREATE INDEX comparisons_by_batch ON comparisons (project_id, batch);
 
 CREATE INDEX comparisons_by_interaction ON comparisons (interaction_id);
 
-CREATE INDEX comparisons_to_lend ON comparisons (project_id, state, priority, id);
+CREATE INDEX comparisons_to_lend ON comparisons (project_id, state, priority DESC, id);
 
 CREATE TABLE completions (
   id TEXT NOT NULL,
@@ -174,7 +174,6 @@ CREATE TABLE feedback (
   natural_key TEXT,
   supersedes TEXT,
   retracted BOOLEAN NOT NULL,
-  idempotency_key TEXT,
   body_sha256 TEXT NOT NULL,
   created_at BIGINT NOT NULL,
   PRIMARY KEY (id)
@@ -184,7 +183,7 @@ CREATE INDEX feedback_by_interaction ON feedback (interaction_id, natural_key);
 
 CREATE INDEX feedback_by_time ON feedback (project_id, created_at);
 
-CREATE UNIQUE INDEX feedback_idempotency ON feedback (project_id, idempotency_key);
+CREATE UNIQUE INDEX feedback_one_root ON feedback (natural_key) WHERE supersedes IS NULL;
 
 CREATE UNIQUE INDEX feedback_supersedes_once ON feedback (supersedes);
 
@@ -198,6 +197,15 @@ CREATE TABLE guidelines (
 );
 
 CREATE UNIQUE INDEX guideline_version ON guidelines (project_id, version);
+
+CREATE TABLE idempotency_keys (
+  id TEXT NOT NULL,
+  project_id TEXT NOT NULL,
+  object_id TEXT NOT NULL,
+  body_sha256 TEXT NOT NULL,
+  created_at BIGINT NOT NULL,
+  PRIMARY KEY (id)
+);
 
 CREATE TABLE interactions (
   id TEXT NOT NULL,
@@ -235,6 +243,7 @@ CREATE TABLE leases (
   comparison_id TEXT NOT NULL,
   annotator_id TEXT NOT NULL,
   "order" TEXT NOT NULL,
+  guideline_id TEXT,
   state TEXT NOT NULL,
   expires_at BIGINT NOT NULL,
   created_at BIGINT NOT NULL,
@@ -314,6 +323,7 @@ CREATE TABLE releases (
   state TEXT NOT NULL,
   created_at BIGINT NOT NULL,
   state_at BIGINT NOT NULL,
+  live_at BIGINT,
   PRIMARY KEY (id)
 );
 

@@ -1,0 +1,323 @@
+"""A policy over HTTP. `Upstream` is any OpenAI-compatible server (our policy server, vLLM, llama.cpp, a vendor); `Fake` ships for trying
+things out and for tests, and gives the same text for the same request.
+
+    Upstream / Fake    complete(body) -> completion     stream(body) -> chunks     (asynchronous: the gateway)
+    complete_many, sample                               (synchronous, bounded concurrency: the loop)
+    load_adapter, unload_adapter                        (synchronous: vLLM's protocol)
+
+Bodies, completions and chunks are the decoded JSON of `openai_protocol`. Failures are UpstreamError with the status that our own caller
+should see: 504 for a server that is silent, 400, 429 and 503 (with Retry-After) as the server said them, 502 for everything else. A 502
+is tried once more where nothing had been received.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, Protocol
+
+import aiohttp
+
+from plaudit import openai_protocol as protocol
+from plaudit.errors import UpstreamError
+from plaudit.openai_protocol import Answer, Json
+
+CONNECT_S = 10.0
+RETRY_PAUSE_S = 0.1
+PASSED_STATUSES = (400, 429, 503)
+FAILURES = (aiohttp.ClientError, TimeoutError, OSError, UpstreamError)
+
+
+class Backend(Protocol):
+    """What the gateway asks of a policy."""
+
+    async def complete(self, body: Json) -> Json: ...
+
+    def stream(self, body: Json) -> AsyncGenerator[Json, None]: ...
+
+
+def connect(url: str, session: aiohttp.ClientSession, timeout_s: float) -> Backend:
+    """The backend at a Release's `upstream`: `fake:` (or `fake:0.05`, seconds a word), else the base URL of a server."""
+    if url.startswith("fake:"):
+        return Fake(float(url.removeprefix("fake:") or 0))
+    return Upstream(url, session, timeout_s)
+
+
+def open_session() -> aiohttp.ClientSession:
+    """A session without aiohttp's own limit on connections; close it in the same event loop."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+
+
+class Upstream:
+    """An OpenAI-compatible server at `url` (with its `/v1`). `timeout_s` bounds the wait for the first byte and between two pieces."""
+
+    def __init__(self, url: str, session: aiohttp.ClientSession, timeout_s: float = 120.0) -> None:
+        self.url = url.rstrip("/")
+        self._session = session
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=timeout_s)
+
+    async def complete(self, body: Json) -> Json:
+        """A whole completion."""
+        for last in (False, True):
+            try:
+                async with self._post("chat/completions", body) as response:
+                    await self._check(response)
+                    return self._decode(await response.text())
+            except FAILURES as error:
+                failure = self._failure(error)
+                if last or failure.status != 502:
+                    raise failure from error
+            await asyncio.sleep(RETRY_PAUSE_S)
+        raise AssertionError("unreachable")
+
+    async def stream(self, body: Json) -> AsyncGenerator[Json, None]:
+        """Chunks until `[DONE]`; a stream that ends without it has failed. Closing the iterator closes the connection."""
+        for last in (False, True):
+            received = False
+            try:
+                async with self._post("chat/completions", body) as response:
+                    await self._check(response)
+                    async with aclosing(self._chunks(response)) as chunks:
+                        async for chunk in chunks:
+                            received = True
+                            yield chunk
+                return
+            except FAILURES as error:
+                failure = self._failure(error)
+                if last or received or failure.status != 502:
+                    raise failure from error
+            await asyncio.sleep(RETRY_PAUSE_S)
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Have the server load a LoRA folder that it can read under `name`. Loading it again is fine."""
+        await self._adapter("load_lora_adapter", {"lora_name": name, "lora_path": path}, fine="already")
+
+    async def unload_adapter(self, name: str) -> None:
+        """The opposite; an adapter that is not there is fine."""
+        await self._adapter("unload_lora_adapter", {"lora_name": name}, fine="not found")
+
+    async def _adapter(self, verb: str, body: Json, fine: str) -> None:
+        try:
+            async with self._post(verb, body) as response:
+                text = await response.text()
+                if response.status != 200 and fine not in text.lower():
+                    raise UpstreamError(f"{self.url} answered {verb} with {response.status}: {_message(text)}")
+        except FAILURES as error:
+            raise self._failure(error) from error
+
+    def _post(self, path: str, body: Json) -> Any:
+        return self._session.post(f"{self.url}/{path}", json=body, timeout=self._timeout)
+
+    async def _check(self, response: aiohttp.ClientResponse) -> None:
+        if response.status == 200:
+            return
+        said = f"The model server at {self.url} answered {response.status}: {_message(await response.text())}"
+        status = response.status if response.status in PASSED_STATUSES else 502
+        after = response.headers.get("retry-after", "")
+        default = 1.0 if status in (429, 503) else None
+        raise UpstreamError(said, status, float(after) if after.isdigit() else default)
+
+    async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncGenerator[Json, None]:
+        reader = protocol.EventReader()
+        async for piece in response.content.iter_any():
+            for data in reader.feed(piece):
+                if data.startswith("[DONE]"):
+                    return
+                chunk = self._decode(data)
+                if chunk.get("error"):
+                    raise UpstreamError(f"The model server at {self.url} failed midway: {_message(data)}")
+                yield chunk
+        raise UpstreamError(f"The model server at {self.url} closed the stream before its end.")
+
+    def _decode(self, text: str) -> Json:
+        try:
+            body = json.loads(text)
+        except (ValueError, RecursionError):
+            body = None
+        if not isinstance(body, dict):
+            raise UpstreamError(f"The model server at {self.url} sent something that is not a JSON object.")
+        return body
+
+    def _failure(self, error: Exception) -> UpstreamError:
+        if isinstance(error, UpstreamError):
+            return error
+        if isinstance(error, TimeoutError):  # before ClientError: aiohttp's timeouts are both
+            return UpstreamError(f"The model server at {self.url} was silent for too long.", 504)
+        return UpstreamError(f"The model server at {self.url} is out of reach ({type(error).__name__}).", 502)
+
+
+def _message(text: str) -> str:
+    """What an error body says, in at most 300 characters."""
+    try:
+        error = json.loads(text)["error"]
+        text = error["message"] if isinstance(error, dict) else str(error)
+    except (ValueError, KeyError, TypeError):
+        pass
+    return text.strip()[:300]
+
+
+FAKE_TEXT = (
+    "please thank you for your question first open the settings page then check that order number and try again "
+    "if it does not help we can send a new one today because every account has a simple way back to what works"
+)
+WORDS = FAKE_TEXT.split()
+
+
+class Fake:
+    """Answers from a word list by a hash of (model, messages, seed, index): no model, no randomness. Tokens are words.
+
+    `word_s` is the time a word takes. `max_tokens`, `n`, `stop`, `seed`, `logprobs` and `stream` act as in the protocol.
+    """
+
+    def __init__(self, word_s: float = 0.0) -> None:
+        self._word_s = word_s
+
+    async def complete(self, body: Json) -> Json:
+        drawn = [self._draw(body, index) for index in range(body.get("n") or 1)]
+        await asyncio.sleep(self._word_s * max(len(words) for words, _ in drawn))
+        choices = [
+            protocol.choice(index, "".join(words), finish, _fake_logprobs(body, words))
+            for index, (words, finish) in enumerate(drawn)
+        ]
+        return protocol.completion("fake", 0, body["model"], choices, self._usage(body, drawn))
+
+    async def stream(self, body: Json) -> AsyncGenerator[Json, None]:
+        model = body["model"]
+        drawn = [self._draw(body, index) for index in range(body.get("n") or 1)]
+        for index in range(len(drawn)):
+            yield protocol.chunk("fake", 0, model, index, {"role": "assistant", "content": ""})
+        for place in range(max(len(words) for words, _ in drawn) + 1):
+            await asyncio.sleep(self._word_s)
+            for index, (words, finish) in enumerate(drawn):
+                if place < len(words):
+                    delta = {"content": words[place]}
+                    logprobs = _fake_logprobs(body, words[place : place + 1])
+                    yield protocol.chunk("fake", 0, model, index, delta, logprobs=logprobs)
+                elif place == len(words):
+                    yield protocol.chunk("fake", 0, model, index, {}, finish)
+        if (body.get("stream_options") or {}).get("include_usage"):
+            yield protocol.usage_chunk("fake", 0, model, self._usage(body, drawn))
+
+    def _draw(self, body: Json, index: int) -> tuple[list[str], str]:
+        """(words with the space before each, finish_reason) of one choice."""
+        key = json.dumps([body["model"], body["messages"], body.get("seed"), index], sort_keys=True)
+        digest = hashlib.sha256(key.encode()).digest()
+        picked = [WORDS[byte % len(WORDS)] for byte in digest[: 6 + digest[0] % 20]]
+        limit = body.get("max_completion_tokens") or body.get("max_tokens") or len(picked)
+        words = [word if place == 0 else f" {word}" for place, word in enumerate(picked[:limit])]
+        stops = body.get("stop") or ()
+        for stop in [stops] if isinstance(stops, str) else stops:
+            before, found, _ = "".join(words).partition(stop)
+            if found:
+                return ([before] if before else []), "stop"
+        return words, "length" if len(words) < len(picked) else "stop"
+
+    def _usage(self, body: Json, drawn: Sequence[tuple[list[str], str]]) -> Json:
+        asked = sum(len(str(message.get("content")).split()) for message in body["messages"])
+        return protocol.usage(asked, sum(len(words) for words, _ in drawn))
+
+
+def _fake_logprobs(body: Json, words: Sequence[str]) -> Json | None:
+    if not body.get("logprobs"):
+        return None
+    return {"content": [{"token": word, "logprob": -1.0, "bytes": None, "top_logprobs": []} for word in words]}
+
+
+# --- for the loop, which is synchronous --------------------------------------------------------------------------------
+
+
+def complete_many(
+    url: str,
+    requests: Sequence[Mapping[str, Any]],
+    *,
+    concurrency: int = 64,
+    timeout_s: float = 600.0,
+    patience: int = 8,
+    progress: Callable[[int], None] | None = None,
+) -> list[Answer]:
+    """Complete every request (bodies of chat completions), at most `concurrency` at a time; answers in the order of the requests.
+
+    A server that is full (429, 503) is asked again up to `patience` times after the pause it names. `progress` hears the number that are
+    done, in the calling thread. Raises UpstreamError for the first that fails for good; the others are cancelled.
+    """
+
+    async def run() -> list[Answer]:
+        gate = asyncio.Semaphore(concurrency)
+        done = 0
+
+        async with open_session() as session:
+            backend = connect(url, session, timeout_s)
+
+            async def one(body: Json) -> Answer:
+                nonlocal done
+                async with gate:
+                    answer = protocol.read_answer(await _patiently(backend, body, patience))
+                done += 1
+                if progress is not None:
+                    progress(done)
+                return answer
+
+            tasks = [asyncio.create_task(one({**body, "stream": False})) for body in requests]
+            try:
+                return list(await asyncio.gather(*tasks))
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    return asyncio.run(run())
+
+
+async def _patiently(backend: Backend, body: Json, patience: int) -> Json:
+    for _ in range(patience):
+        try:
+            return await backend.complete(body)
+        except UpstreamError as error:
+            if error.status not in (429, 503):
+                raise
+            await asyncio.sleep(error.retry_after_s or 1.0)
+    return await backend.complete(body)
+
+
+def sample(
+    url: str,
+    model: str,
+    conversations: Sequence[Sequence[Mapping[str, Any]]],
+    n: int = 1,
+    *,
+    concurrency: int = 64,
+    progress: Callable[[int], None] | None = None,
+    **sampling: Any,
+) -> list[Answer]:
+    """`n` responses of `model` to each conversation. `sampling`: temperature, max_tokens, seed, logprobs ... of the protocol.
+
+    A `seed` is the seed of the whole: request i gets `seed + i`.
+    """
+    seed = sampling.pop("seed", None)
+    requests = [
+        {"model": model, "messages": list(messages), "n": n, **sampling}
+        | ({} if seed is None else {"seed": seed + place})
+        for place, messages in enumerate(conversations)
+    ]
+    return complete_many(url, requests, concurrency=concurrency, progress=progress)
+
+
+def load_adapter(url: str, name: str, path: str, timeout_s: float = 120.0) -> None:
+    """Have the server at `url` load the adapter in the folder `path` as `name`. A `fake:` has nothing to load."""
+    _ask(url, timeout_s, lambda upstream: upstream.load_adapter(name, path))
+
+
+def unload_adapter(url: str, name: str, timeout_s: float = 120.0) -> None:
+    _ask(url, timeout_s, lambda upstream: upstream.unload_adapter(name))
+
+
+def _ask(url: str, timeout_s: float, act: Callable[[Upstream], Awaitable[None]]) -> None:
+    async def run() -> None:
+        async with open_session() as session:
+            await act(Upstream(url, session, timeout_s))
+
+    if not url.startswith("fake:"):
+        asyncio.run(run())

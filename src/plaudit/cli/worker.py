@@ -1,0 +1,30 @@
+"""`plaudit worker`: takes queued Runs and measures production; `plaudit up` starts it as a child."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from pathlib import Path
+
+import click
+
+from plaudit.cli.family import end_with, parent_option
+from plaudit.cli.options import home_option, open_home
+
+
+@click.command()
+@home_option
+@parent_option
+def worker(home: Path | None, parent: int | None) -> None:
+    """Work until told to stop."""
+    from plaudit.loop import worker as loop_worker
+
+    end_with(parent)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    opened = open_home(home)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    loop_worker.run(opened.settings, opened.store, stop)
+    opened.store.close()

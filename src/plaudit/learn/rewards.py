@@ -1,0 +1,107 @@
+"""From responses to scores: a reward model as plain functions on packs. A score is the model's output; a reward is what RL sums (advantages.py).
+
+The model reads the very ids that were sampled (checklist 2), on the same base as the policy, so hidden states of the frozen trunk are
+shared. Shapes: n responses of a pack, N of a rollout, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from plaudit.learn.nets import Adapter, Decoder, ScalarHead, rms_norm
+from plaudit.learn.tokens import Pack, Trunk, at_last, at_predict, at_tokens
+
+Pooling = Literal["last", "mean", "both"]
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A decoder with a scalar head. `sd` is the spread of its scores on reference completions, where their mean is 0."""
+
+    decoder: Decoder
+    adapter: Adapter | None  # None: the decoder's own weights were trained
+    head: ScalarHead
+    pooling: Pooling
+    first_layer: int  # layers below are the base's
+    sd: float = 1.0
+    read_layer: int = field(kw_only=True)  # the head reads the hidden state after this many layers
+
+
+def features(hidden: Tensor) -> Tensor:
+    """States scaled to root mean square 1, so that head, learning rate and value clip mean the same on every base.   (..., D) -> (..., D) fp32"""
+    return F.rms_norm(hidden.float(), (hidden.shape[-1],))
+
+
+def read_states(model: RewardModel, batch: Pack, trunk: Trunk | None) -> Tensor:
+    """What the head reads: hidden states after `read_layer` layers under the norm that the next layer (or the head) would apply.
+
+    -> (B, T, D). Channels of a residual stream differ in size by orders of magnitude; that norm's weights are the model's own remedy.
+    """
+    decoder = model.decoder
+    if trunk is None:
+        start, hidden = 0, decoder.embed(batch.ids)
+    else:
+        assert trunk.layer <= model.first_layer
+        start, hidden = trunk.layer, trunk.hidden[batch.source.clamp(min=0)]
+    hidden = decoder.run_layers(hidden, batch.positions, batch.mask, start, model.read_layer, model.adapter)
+    if model.read_layer == decoder.config.n_layers:
+        return decoder.final(hidden)
+    return rms_norm(hidden, decoder.layer(model.read_layer).input_norm, decoder.config.rms_eps)
+
+
+def pooled(model: RewardModel, batch: Pack, trunk: Trunk | None) -> Tensor:
+    """What the head reads of each response.   -> (n, D), or (n, 2 D) for `both`; fp32, with gradient where the caller records it
+
+    `last` is the last real token (EOS where the response finished), `mean` the average over all response tokens, `both` one beside
+    the other: the end says whether it is whole, the mean what it is about.
+    """
+    hidden = read_states(model, batch, trunk)
+    parts = []
+    if model.pooling in ("last", "both"):
+        parts.append(features(at_last(hidden, batch)))
+    if model.pooling in ("mean", "both"):
+        weights = batch.counts.float() / batch.counts.sum(dim=1, keepdim=True)
+        parts.append((features(at_tokens(hidden, batch)) * weights[..., None]).sum(dim=1))
+    return torch.cat(parts, dim=-1)
+
+
+def head_width(pooling: Pooling, d_model: int) -> int:
+    """Numbers that a reward head reads of one response."""
+    return d_model * (2 if pooling == "both" else 1)
+
+
+def pack_scores(model: RewardModel, batch: Pack, trunk: Trunk | None) -> Tensor:
+    """Raw scores of one pack, with gradient where the caller records it.   -> (n,) fp32"""
+    return _scalars(model.head, pooled(model, batch, trunk))
+
+
+@torch.no_grad()
+def score_responses(model: RewardModel, packs: Sequence[Pack], trunk: Trunk | None) -> Tensor:
+    """Raw scores in rollout order.   packs of N responses -> (N,) fp32; divide by `model.sd` for units of the reference's spread"""
+    n = 1 + max(int(batch.response.max()) for batch in packs)
+    scores = torch.zeros(n)
+    for batch in packs:
+        scores[batch.response] = pack_scores(model, batch, trunk)
+    return scores
+
+
+def token_values(head: ScalarHead, hidden: Tensor, batch: Pack, detach: bool) -> Tensor:
+    """Values from the positions that predict the tokens: the same slice as the log-probs (checklist 11).   (B, T, D) -> (n, R) fp32"""
+    states = features(at_predict(hidden, batch))
+    return _scalars(head, states.detach() if detach else states)
+
+
+def end_values(head: ScalarHead, hidden: Tensor, batch: Pack) -> Tensor:
+    """V(s_T): the value after each response's last token, for bootstrapping truncated ones.   (B, T, D) -> (n,) fp32"""
+    return _scalars(head, features(at_last(hidden, batch)))
+
+
+def _scalars(head: ScalarHead, states: Tensor) -> Tensor:
+    scalars: Tensor = head(states)
+    return scalars

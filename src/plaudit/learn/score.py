@@ -1,0 +1,134 @@
+"""`score`: measure given responses. What evaluation and monitoring run, so that no service needs torch.
+
+Input lines: {"id"?: any, "messages": [...], "response": text or "responses": [texts], "finished"?: bool or [bools]}; a response that did
+not end by itself (`finished` false) gets no EOS. RUN_DIR/scores.jsonl has one line for each response, in the input's order:
+
+    id, index       the input's id (its line number where it has none), which of its responses
+    n_tokens        response tokens, EOS included
+    score           reward model, in units of the reference's spread, mean 0 there          (measure `score`)
+    nll             base model, nats per token                                               (measure `nll`)
+    kl              sum over tokens of log p_policy - log p_base: k1 where the policy wrote it   (measure `kl`)
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from plaudit.errors import BadInput, NotFound
+from plaudit.learn import checkpoint
+from plaudit.learn.configs import ScoreConfig
+from plaudit.learn.losses import kl_k1
+from plaudit.learn.nets import Adapter, Decoder
+from plaudit.learn.policies import choose_dtype, load_base
+from plaudit.learn.rewards import RewardModel, score_responses
+from plaudit.learn.run_folder import Clock, RunFolder, read_jsonl
+from plaudit.learn.tokens import ChatTokenizer, from_text, pack, response_logprobs, run_trunk
+
+BLOCK = 64  # input lines between two writes; a killed run repeats at most these
+
+
+def measure(config: ScoreConfig, run: RunFolder) -> dict[str, Any]:
+    """Write scores.jsonl and result.json; returns the latter: n, and mean of each measure over responses."""
+    output = run.folder / "scores.jsonl"
+    rows = read_inputs(Path(config.inputs))
+    base = Path(config.base)
+    decoder, tokenizer = load_base(config.base, 0, choose_dtype(config.compute)), ChatTokenizer.load(base)
+    reward = checkpoint.load_reward(Path(config.reward), base, decoder) if config.reward else None
+    policy = checkpoint.load_policy(Path(config.policy), base) if config.policy else None
+    done = resume(output, run, rows)
+    n_blocks = -(-len(rows) // BLOCK)
+    for at in range(done, len(rows), BLOCK):
+        clock = Clock()
+        part = rows[at : at + BLOCK]
+        lines = measure_block(config, decoder, tokenizer, reward, policy, part)
+        with output.open("a") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+        run.log(at // BLOCK + 1, n_blocks, "score", clock.total, n=len(lines))
+    lines = read_jsonl(output)
+    result: dict[str, Any] = {"program": "score", "n": len(lines)}
+    for name in config.measures:
+        result[name] = sum(line[name] for line in lines) / max(len(lines), 1)
+    run.write_result(result)
+    return result
+
+
+def read_inputs(path: Path) -> list[dict[str, Any]]:
+    """Input rows with `id`, `messages`, `responses`, `finished` filled in. Raises NotFound, BadInput naming the line."""
+    if not path.is_file():
+        raise NotFound(f"{path} does not exist; `inputs` names a JSONL file of conversations.")
+    rows = []
+    for number, line in enumerate(path.read_text().split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            raw = json.loads(line)
+            responses = [raw["response"]] if "response" in raw else list(raw["responses"])
+            ends = raw.get("finished", True)
+            finished = [ends] * len(responses) if isinstance(ends, bool) else list(ends)
+            if len(finished) != len(responses) or not all(isinstance(text, str) for text in responses):
+                raise ValueError("responses must be texts, with one `finished` for each")
+            rows.append(
+                {"id": raw.get("id", number), "messages": raw["messages"], "responses": responses, "finished": finished}
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInput(
+                f'{path} line {number} cannot be scored ({error!r}); it needs "messages" and "response" or "responses".'
+            ) from error
+    return rows
+
+
+def resume(output: Path, run: RunFolder, rows: list[dict[str, Any]]) -> int:
+    """Input rows that a killed run has finished, in whole blocks; cuts what comes after them."""
+    written = len(read_jsonl(output))
+    done, n_lines = 0, 0
+    for at in range(0, len(rows), BLOCK):
+        size = sum(len(row["responses"]) for row in rows[at : at + BLOCK])
+        if n_lines + size > written:
+            break
+        done, n_lines = min(at + BLOCK, len(rows)), n_lines + size
+    kept = output.read_text().splitlines(keepends=True)[:n_lines] if output.is_file() else []
+    output.write_text("".join(kept))
+    run.resume_metrics(-(-done // BLOCK))
+    return done
+
+
+def measure_block(
+    config: ScoreConfig,
+    decoder: Decoder,
+    tokenizer: ChatTokenizer,
+    reward: RewardModel | None,
+    policy: Adapter | None,
+    rows: list[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """One line for each response of these rows; the layers that base, policy and reward model share run once."""
+    data = from_text(
+        tokenizer,
+        [row["messages"] for row in rows],
+        [row["responses"] for row in rows],
+        [row["finished"] for row in rows],
+        config.max_prompt_tokens,
+        config.max_response_tokens,
+    )
+    depth = min([part.first_layer for part in (reward, policy) if part is not None], default=0)
+    trunk = run_trunk(decoder, data, depth, config.compute.micro_tokens) if depth else None
+    packs = pack(data, None, config.compute.micro_tokens)
+    lengths = data.lengths()
+    columns: dict[str, torch.Tensor] = {}
+    if reward is not None:
+        columns["score"] = score_responses(reward, packs, trunk) / reward.sd
+    if "nll" in config.measures or policy is not None:
+        base, _, _ = response_logprobs(decoder, None, packs, trunk)
+        if "nll" in config.measures:
+            columns["nll"] = -base.sum(dim=1) / lengths
+        if policy is not None:
+            logprobs, _, _ = response_logprobs(decoder, policy, packs, trunk)
+            columns["kl"] = kl_k1(logprobs, base).sum(dim=1)
+    names = [(row["id"], index) for row in rows for index in range(len(row["responses"]))]
+    return [
+        {"id": name, "index": index, "n_tokens": int(lengths[i]), **{key: float(x[i]) for key, x in columns.items()}}
+        for i, (name, index) in enumerate(names)
+    ]

@@ -1,0 +1,533 @@
+"""Annotate: questions for annotators, lent one at a time, and the conclusions from their answers.
+
+plan_comparisons / plan_evaluation make Comparisons; lend, heartbeat, release_lease and answer are the annotator's acts; aggregate turns
+Annotations of training Comparisons into Preferences with a probability; evaluation_votes hands the verdicts of an evaluation to its
+judge. A Comparison needs `overlap` distinct annotators: live leases and answers count, a skip does not. The order shown is random per
+(comparison, annotator) and kept on the lease; an answer names a response id, never "left".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from plaudit.artifacts import sha256_of
+from plaudit.domain import (
+    COMPARISON_TRANSITIONS,
+    Annotation,
+    Comparison,
+    ComparisonState,
+    Completion,
+    CompletionStatus,
+    EvaluationItem,
+    Guideline,
+    Interaction,
+    Lease,
+    LeaseState,
+    Preference,
+    PreferenceSource,
+    Purpose,
+    Response,
+    ResponseOrigin,
+    ResponseText,
+    TrainingUse,
+    Verdict,
+    check_transition,
+    new_id,
+)
+from plaudit.errors import BadInput, Conflict, Expired, NotFound
+from plaudit.loop import body as fields
+from plaudit.store import annotation as queue
+from plaudit.store.database import Store, Transaction
+from plaudit.store.feedback import shown_responses
+
+if TYPE_CHECKING:  # numpy and scipy load when somebody aggregates, not when the service starts
+    from plaudit.loop.conclusions import AggregateReport
+    from plaudit.stats.aggregate import Method
+
+OVERALL = "overall"
+MAX_ID_CHARS = 200
+MAX_SECONDS = 86_400.0
+
+
+# --- guidelines --------------------------------------------------------------------------------------------------------
+
+
+def write_guideline(store: Store, project_id: str, text: str, now: datetime) -> Guideline:
+    """The next version of the project's instructions; the same text as the current version changes nothing."""
+    if not text.strip():
+        raise BadInput("The guideline is empty; say what makes one answer better than another.")
+    with store.write() as tx:
+        current = _guideline(tx, project_id)
+        if current is not None and current.text == text:
+            return current
+        version = current.version + 1 if current else 1
+        guideline = Guideline(id=new_id(Guideline), project_id=project_id, version=version, text=text, created_at=now)
+        tx.add(guideline)
+        return guideline
+
+
+def _guideline(tx: Transaction, project_id: str) -> Guideline | None:
+    newest = tx.find(Guideline, project_id=project_id, order="version", descending=True, limit=1)
+    return newest[0] if newest else None
+
+
+# --- questions ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was asked, and why the rest was not: `skipped` counts by reason."""
+
+    comparisons: tuple[Comparison, ...]
+    skipped: Mapping[str, int]
+
+
+def plan_comparisons(
+    store: Store,
+    project_id: str,
+    interactions: Sequence[Interaction],
+    extra: Mapping[str, Sequence[ResponseText]],
+    *,
+    model: str,
+    checkpoint_id: str | None = None,
+    batch: str,
+    overlap: int = 3,
+    reason: str = "random",
+    now: datetime,
+) -> Plan:
+    """Training questions: the answer a user was shown against each further sample of the same policy, by interaction id in `extra`.
+
+    `model` and `checkpoint_id` name the policy that drew the samples. Only interactions whose consent is `allowed` and whose answer was
+    finished are asked about; an interaction already in this batch is left alone, so a repeated call adds only what is missing.
+    """
+    _check_overlap(overlap)
+    skipped: Counter[str] = Counter()
+    made: list[Comparison] = []
+    with store.write() as tx:
+        present = {one.interaction_id for one in tx.find(Comparison, project_id=project_id, batch=batch)}
+        for interaction in interactions:
+            why, shown = _askable(tx, interaction, present)
+            samples = extra.get(interaction.id, ())
+            if shown is None or not samples:
+                skipped[why or "no further sample"] += 1
+                continue
+            seen = {shown.text.strip()}
+            next_idx = 1 + max(one.idx for one in tx.find(Response, interaction_id=interaction.id))
+            for sample in samples:
+                if sample.text.strip() in seen:
+                    skipped["identical text"] += 1
+                    continue
+                seen.add(sample.text.strip())
+                response = _response(
+                    project_id, interaction.id, next_idx, sample, ResponseOrigin.SAMPLED, model, checkpoint_id, now
+                )
+                next_idx += 1
+                comparison = Comparison(
+                    id=new_id(Comparison),
+                    project_id=project_id,
+                    interaction_id=interaction.id,
+                    purpose=Purpose.TRAINING,
+                    messages=interaction.messages,
+                    family=interaction.family,
+                    response_ids=(shown.id, response.id),
+                    overlap=overlap,
+                    reason=reason,
+                    batch=batch,
+                    created_at=now,
+                )
+                tx.add(response, comparison)
+                made.append(comparison)
+    return Plan(tuple(made), dict(skipped))
+
+
+def _askable(
+    tx: Transaction, interaction: Interaction, present: Collection[str | None]
+) -> tuple[str | None, Response | None]:
+    """(why it may not be asked about, None) or (None, the answer the user was shown)."""
+    if interaction.training_use is not TrainingUse.ALLOWED:
+        return "consent is not allowed", None
+    if interaction.id in present:
+        return "already in this batch", None
+    completion = tx.first(Completion, id=interaction.id)
+    if completion is None or completion.status is not CompletionStatus.OK:
+        return "no finished answer", None
+    shown = [one for one in shown_responses(tx, interaction.id) or [] if one.text.strip()]
+    return (None, shown[0]) if shown else ("empty answer", None)
+
+
+def plan_evaluation(
+    store: Store,
+    project_id: str,
+    items: Sequence[EvaluationItem],
+    *,
+    batch: str,
+    overlap: int = 3,
+    now: datetime,
+) -> list[Comparison]:
+    """Evaluation questions, one per item, in the items' order; a Snapshot refuses them and everything of their families.
+
+    Equal texts are a tie that needs no annotator: that Comparison is closed at once. Called again with the same items it returns what is
+    there. Raises Conflict where the batch holds other items.
+    """
+    _check_overlap(overlap)
+    with store.write() as tx:
+        present = {one.attributes["item"]: one for one in tx.find(Comparison, project_id=project_id, batch=batch)}
+        digests = [sha256_of(asdict(item)) for item in items]
+        if present:
+            if [present[index].attributes["sha256"] for index in sorted(present)] != digests:
+                raise Conflict(
+                    f"Batch {batch!r} was planned with other items; give this evaluation a batch of its own."
+                )
+            return [present[index] for index in sorted(present)]
+        made = []
+        for index, (item, digest) in enumerate(zip(items, digests, strict=True)):
+            first = _response(
+                project_id,
+                None,
+                0,
+                item.first,
+                ResponseOrigin.EVALUATED,
+                item.first_model,
+                item.first_checkpoint_id,
+                now,
+            )
+            second = _response(
+                project_id, None, 1, item.second, ResponseOrigin.EVALUATED, item.second_model, item.second_checkpoint_id, now
+            )  # fmt: skip
+            same = item.first.text.strip() == item.second.text.strip()
+            comparison = Comparison(
+                id=new_id(Comparison),
+                project_id=project_id,
+                interaction_id=None,
+                purpose=Purpose.EVALUATION,
+                messages=item.messages,
+                family=item.family,
+                response_ids=(first.id, second.id),
+                overlap=overlap,
+                reason="evaluation",
+                batch=batch,
+                state=ComparisonState.CLOSED if same else ComparisonState.OPEN,
+                attributes={"item": index, "sha256": digest, "identical": same},
+                created_at=now,
+            )
+            tx.add(first, second, comparison)
+            made.append(comparison)
+        return made
+
+
+def _check_overlap(overlap: int) -> None:
+    if not 1 <= overlap <= 25:
+        raise BadInput(f"overlap is {overlap}; between 1 and 25 annotators can answer a comparison.")
+
+
+def _response(
+    project_id: str,
+    interaction_id: str | None,
+    idx: int,
+    answer: ResponseText,
+    origin: ResponseOrigin,
+    model: str,
+    checkpoint_id: str | None,
+    now: datetime,
+) -> Response:
+    return Response(
+        id=new_id(Response),
+        project_id=project_id,
+        interaction_id=interaction_id,
+        idx=idx,
+        text=answer.text,
+        finish_reason=answer.finish_reason,
+        origin=origin,
+        model=model,
+        checkpoint_id=checkpoint_id,
+        logprob=answer.logprob,
+        n_tokens=answer.n_tokens,
+        created_at=now,
+    )
+
+
+# --- lending -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Loan:
+    """What an annotator sees: `responses` in the order shown."""
+
+    lease: Lease
+    comparison: Comparison
+    responses: tuple[Response, ...]
+    guideline: Guideline | None
+
+
+def lend(
+    store: Store,
+    project_id: str,
+    annotator_id: str,
+    lease_s: float,
+    now: datetime,
+    purposes: Collection[Purpose] | None = None,
+) -> Loan | None:
+    """The next question for this annotator, theirs until `now + lease_s`; None where nothing needs them.
+
+    Who already holds one gets the same again, with fresh time: a reload loses nothing and nobody hoards.
+    """
+    wanted = tuple(Purpose) if purposes is None else tuple(purposes)
+    expires_at = now + timedelta(seconds=lease_s)
+    with store.write() as tx:
+        held = queue.live_lease(tx, project_id, annotator_id, now)
+        if held is not None:
+            lease = tx.change(Lease, held.id, expires_at=expires_at)
+            return _loan(tx, lease, tx.get(Comparison, lease.comparison_id))
+        comparison = queue.next_comparison(tx, project_id, annotator_id, wanted, now)
+        if comparison is None:
+            return None
+        guideline = _guideline(tx, project_id)
+        lease = Lease(
+            id=new_id(Lease),
+            project_id=project_id,
+            comparison_id=comparison.id,
+            annotator_id=annotator_id,
+            order=shown_order(comparison, annotator_id),
+            guideline_id=guideline.id if guideline else None,
+            expires_at=expires_at,
+            created_at=now,
+        )
+        tx.add(lease)
+        return _loan(tx, lease, comparison)
+
+
+def shown_order(comparison: Comparison, annotator_id: str) -> tuple[str, ...]:
+    """A random order of the response ids, the same whenever this annotator meets this Comparison."""
+    seed = hashlib.sha256(f"{comparison.id}/{annotator_id}".encode()).digest()
+    order = list(comparison.response_ids)
+    random.Random(int.from_bytes(seed)).shuffle(order)
+    return tuple(order)
+
+
+def _loan(tx: Transaction, lease: Lease, comparison: Comparison) -> Loan:
+    texts = {response.id: response for response in tx.find(Response, id=lease.order)}
+    guideline = tx.get(Guideline, lease.guideline_id) if lease.guideline_id else None
+    return Loan(lease, comparison, tuple(texts[id] for id in lease.order), guideline)
+
+
+def heartbeat(store: Store, lease_id: str, annotator_id: str, lease_s: float, now: datetime) -> Lease:
+    """More time. Raises NotFound (not this annotator's), Conflict (answered), Expired (given back, or expired and no place is left)."""
+    with store.write() as tx:
+        lease = _own_lease(tx, lease_id, annotator_id)
+        if lease.state is LeaseState.ANSWERED:
+            raise Conflict(f"Lease {lease_id} is answered; ask for the next question.")
+        _check_time(tx, lease, now)
+        return tx.change(Lease, lease_id, expires_at=now + timedelta(seconds=lease_s))
+
+
+def release_lease(store: Store, lease_id: str, annotator_id: str) -> Lease:
+    """Give a question back unanswered; giving it back twice changes nothing. Raises NotFound, Conflict (answered)."""
+    with store.write() as tx:
+        lease = _own_lease(tx, lease_id, annotator_id)
+        if lease.state is LeaseState.ANSWERED:
+            raise Conflict(f"Lease {lease_id} is answered and cannot be given back.")
+        return tx.change(Lease, lease_id, state=LeaseState.RELEASED)
+
+
+def _own_lease(tx: Transaction, lease_id: str, annotator_id: str) -> Lease:
+    lease = tx.first(Lease, id=lease_id, annotator_id=annotator_id)
+    if lease is None:
+        raise NotFound(f"You hold no lease {lease_id!r}.")
+    queue.lock_comparison(tx, lease.comparison_id)
+    return tx.get(Lease, lease_id)  # again, now that nobody else can change it
+
+
+def _check_time(tx: Transaction, lease: Lease, now: datetime) -> None:
+    """An expired lease is still good while the Comparison has a place for its holder, or they hold it again by a later lease."""
+    if lease.state is LeaseState.RELEASED:
+        raise Expired(f"Lease {lease.id} was given back; ask for the next question.")
+    if lease.expires_at > now:
+        return
+    held = queue.live_lease(tx, lease.project_id, lease.annotator_id, now)
+    if held is not None and held.comparison_id == lease.comparison_id:
+        return
+    if not queue.needs(tx, lease.comparison_id, lease.annotator_id, now):
+        raise Expired(
+            f"Lease {lease.id} expired at {lease.expires_at:%H:%M:%S} UTC and others have answered meanwhile."
+        )
+
+
+# --- answers -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AnnotationResult:
+    annotation: Annotation
+    replayed: bool
+
+
+def answer(store: Store, project_id: str, annotator_id: str, body: Any, now: datetime) -> AnnotationResult:
+    """Store one verdict: {lease_id, verdict, choice, strength?, seconds}; closes the Comparison that has its overlap.
+
+    Raises BadInput (malformed), NotFound (not this annotator's lease), Expired, Conflict (answered before with another verdict).
+    """
+    body = fields.checked(body, "The annotation", ("lease_id", "verdict", "choice", "strength", "seconds"))
+    lease_id = fields.needed(body, "lease_id", max_chars=MAX_ID_CHARS)
+    verdict = fields.member(body, "verdict", Verdict)
+    choice = fields.text(body, "choice", max_chars=MAX_ID_CHARS)
+    strength = fields.integer(body, "strength", 1, 3)
+    seconds = fields.number(body, "seconds", 0.0, MAX_SECONDS)
+    if (choice is None) == (verdict is Verdict.PREFER):
+        raise BadInput(
+            f"choice is {choice!r} with verdict {verdict}; name a response id with prefer, and only with it."
+        )
+    if strength is not None and verdict is not Verdict.PREFER:
+        raise BadInput(f"strength is {strength} with verdict {verdict}; it goes with prefer only.")
+
+    with store.write() as tx:
+        lease = _own_lease(tx, lease_id, annotator_id)
+        if lease.project_id != project_id:
+            raise NotFound(f"You hold no lease {lease_id!r}.")
+        if choice is not None and choice not in lease.order:
+            raise BadInput(
+                f"choice is {choice!r}; give one of the response ids that were shown: {', '.join(lease.order)}."
+            )
+        given = tx.first(Annotation, comparison_id=lease.comparison_id, annotator_id=annotator_id, criterion=OVERALL)
+        if given is not None:
+            if (given.verdict, given.choice, given.strength) != (verdict, choice, strength):
+                raise Conflict(f"Comparison {lease.comparison_id} has your answer already, and it was another one.")
+            return AnnotationResult(given, replayed=True)
+        _check_time(tx, lease, now)
+        annotation = Annotation(
+            id=new_id(Annotation),
+            project_id=project_id,
+            comparison_id=lease.comparison_id,
+            annotator_id=annotator_id,
+            guideline_id=lease.guideline_id,
+            criterion=OVERALL,
+            verdict=verdict,
+            choice=choice,
+            strength=strength,
+            order=lease.order,
+            seconds=seconds,
+            created_at=now,
+        )
+        tx.add(annotation)
+        for mine in tx.find(Lease, comparison_id=lease.comparison_id, annotator_id=annotator_id, state=LeaseState.LIVE):
+            tx.change(Lease, mine.id, state=LeaseState.ANSWERED)
+        comparison = tx.get(Comparison, lease.comparison_id)
+        if queue.n_answers(tx, comparison.id) >= comparison.overlap:
+            check_transition(
+                COMPARISON_TRANSITIONS, comparison.state, ComparisonState.CLOSED, f"Comparison {comparison.id}"
+            )
+            tx.change(Comparison, comparison.id, {"state": comparison.state}, state=ComparisonState.CLOSED)
+    return AnnotationResult(annotation, replayed=False)
+
+
+def progress(store: Store, project_id: str, annotator_id: str, now: datetime) -> dict[str, Any]:
+    """An annotator's own figures: answered, skipped, available (questions that still need them), median_seconds (None without answers)."""
+    with store.read() as tx:
+        mine = tx.find(Annotation, project_id=project_id, annotator_id=annotator_id)
+        available = queue.n_available(tx, project_id, annotator_id, tuple(Purpose), now)
+        held = queue.live_lease(tx, project_id, annotator_id, now)
+    answered = [one for one in mine if one.verdict is not Verdict.SKIP]
+    return {
+        "answered": len(answered),
+        "skipped": len(mine) - len(answered),
+        "available": available + (held is not None),
+        "median_seconds": median(one.seconds for one in answered) if answered else None,
+    }
+
+
+# --- conclusions -------------------------------------------------------------------------------------------------------
+
+
+def aggregate(
+    store: Store, project_id: str, *, method: Method = "auto", batch: str | None = None, now: datetime
+) -> AggregateReport:
+    """Conclude Preferences from the Annotations of closed training Comparisons, upserted by (comparison, criterion).
+
+    An unchanged conclusion is not written again; a changed one keeps the time when it was first drawn. Raises BadInput (method).
+    """
+    from plaudit.loop.conclusions import conclude
+
+    with store.read() as tx:
+        votes = queue.votes(tx, project_id, Purpose.TRAINING, batch)
+        names = queue.names(tx, {vote.annotation.annotator_id for vote in votes})
+    drawn, report = conclude(votes, names, method, project_id, now)
+    return replace(report, n_written=_upsert(store, project_id, drawn))
+
+
+def _upsert(store: Store, project_id: str, drawn: Sequence[Preference]) -> int:
+    """Returns how many were new or changed."""
+    with store.write() as tx:
+        found = tx.find(Preference, project_id=project_id, source=PreferenceSource.ANNOTATION)
+        before = {(one.comparison_id, one.criterion): one for one in found}
+        n_written = 0
+        for preference in drawn:
+            old = before.get((preference.comparison_id, preference.criterion))
+            if old is None:
+                tx.add(preference)
+            elif replace(preference, id=old.id, created_at=old.created_at) != old:
+                columns = asdict(preference)
+                tx.change(Preference, old.id, **{k: v for k, v in columns.items() if k not in ("id", "created_at")})
+            else:
+                continue
+            n_written += 1
+        return n_written
+
+
+# --- evaluations -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ItemVotes:
+    """Verdicts on one evaluation item, as seen from its first answer (the candidate's). `item` is its index in the plan."""
+
+    item: int
+    comparison_id: str
+    family: str
+    first_response_id: str
+    second_response_id: str
+    wins: int
+    ties: int
+    losses: int
+    both_bad: int
+    skips: int
+    identical: bool  # equal texts: a tie that nobody was asked about
+    closed: bool
+
+
+def evaluation_votes(store: Store, project_id: str, batch: str) -> list[ItemVotes]:
+    """The verdicts of an evaluation batch, in the items' order. Raises NotFound for an unknown batch."""
+    with store.read() as tx:
+        comparisons = tx.find(Comparison, project_id=project_id, batch=batch, purpose=Purpose.EVALUATION)
+        given: dict[str, list[Annotation]] = defaultdict(list)
+        for comparison in comparisons:
+            given[comparison.id] = tx.find(Annotation, comparison_id=comparison.id)
+    if not comparisons:
+        raise NotFound(f"There is no evaluation batch {batch!r} in this project.")
+    rows = []
+    for comparison in comparisons:
+        first, second = comparison.response_ids
+        n = Counter(one.verdict for one in given[comparison.id])
+        choices = Counter(one.choice for one in given[comparison.id])
+        rows.append(
+            ItemVotes(
+                item=comparison.attributes["item"],
+                comparison_id=comparison.id,
+                family=comparison.family,
+                first_response_id=first,
+                second_response_id=second,
+                wins=choices[first],
+                ties=n[Verdict.TIE],
+                losses=choices[second],
+                both_bad=n[Verdict.BOTH_BAD],
+                skips=n[Verdict.SKIP],
+                identical=comparison.attributes["identical"],
+                closed=comparison.state is ComparisonState.CLOSED,
+            )
+        )
+    return sorted(rows, key=lambda row: row.item)

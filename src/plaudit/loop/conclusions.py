@@ -1,0 +1,185 @@
+"""Conclusions: votes in, Preferences and a report out. Pure; `annotate.aggregate` reads the votes and stores what comes of them.
+
+Which response is label 0 is dealt by a hash of the response ids, so no label is right more often by habit (the served answer stands first
+in every Comparison) and agreement needs no further symmetry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from statistics import median
+
+import numpy as np
+
+from plaudit.domain import Annotation, Preference, PreferenceSource, Verdict
+from plaudit.errors import BadInput
+from plaudit.stats.aggregate import Aggregate, Method, Votes, aggregate
+from plaudit.stats.agreement import Agreement, agreement
+from plaudit.stats.intervals import Interval
+from plaudit.store.annotation import Vote
+
+TIE = 2  # the label beside 0 and 1, where anybody says so
+
+
+@dataclass(frozen=True)
+class AnnotatorRow:
+    """One annotator as the aggregation saw them. Rates are None where nothing was seen."""
+
+    annotator_id: str
+    name: str
+    n_answers: int
+    n_ties: int
+    n_both_bad: int
+    n_skips: int
+    first_fraction: float | None  # how often they chose what was shown first
+    median_seconds: float | None
+    reliability: Interval | None
+
+
+@dataclass(frozen=True)
+class AggregateReport:
+    """What came of one aggregation. `agreement` is None with fewer than two comparisons that have two votes."""
+
+    method: str
+    reason: str  # why this method
+    n_comparisons: int
+    n_votes: int  # preferring or tie
+    n_both_bad: int  # comparisons that most found bad on both sides: no Preference
+    n_preferences: int
+    n_written: int  # of them, new or changed
+    agreement: Agreement | None
+    annotators: tuple[AnnotatorRow, ...]
+
+
+@dataclass(frozen=True)
+class _Ballots:
+    """The votes in the form that stats reads. Of each comparison's two responses, a hash decides which is label 0."""
+
+    comparisons: tuple[Vote, ...]  # one vote of each, for its columns
+    sides: tuple[tuple[str, str], ...]  # (label 0, label 1) response ids per comparison
+    n_votes: tuple[int, ...]
+    kept: tuple[Vote, ...]
+
+
+def conclude(
+    votes: Sequence[Vote], names: Mapping[str, str], method: Method, project_id: str, now: datetime
+) -> tuple[list[Preference], AggregateReport]:
+    """Every Preference that the votes support, and the report (with n_written 0: nothing is stored here). Deterministic.
+
+    A tie is a label of its own to the model; its share of the posterior is half a vote each way. "Both bad" casts no vote, and where
+    more than half say so there is no Preference. Probability and weight are rounded to 6 digits, so that another machine's last bit does
+    not make another Snapshot. Raises BadInput for an unknown method.
+    """
+    ballots, n_both_bad = _ballots(votes)
+    if not ballots.kept:
+        rows = _annotator_rows(votes, names, {}, None)
+        return [], AggregateReport(method, "no votes", 0, 0, n_both_bad, 0, 0, None, rows)
+    items = {vote.comparison_id: code for code, vote in enumerate(ballots.comparisons)}
+    workers: dict[str, int] = {}
+    for vote in ballots.kept:
+        workers.setdefault(vote.annotation.annotator_id, len(workers))
+    labels, first = [], []
+    for vote in ballots.kept:
+        sides = ballots.sides[items[vote.comparison_id]]
+        labels.append(TIE if vote.annotation.choice is None else sides.index(vote.annotation.choice))
+        first.append(sides.index(vote.annotation.order[0]))
+    coded = Votes(
+        np.array([items[vote.comparison_id] for vote in ballots.kept]),
+        np.array([workers[vote.annotation.annotator_id] for vote in ballots.kept]),
+        np.array(labels),
+        3 if TIE in labels else 2,
+        np.array(first),
+    )
+    result = aggregate(coded, method)
+    try:  # the sides are dealt by hash already: the frame is symmetrised
+        agreed = agreement(coded, np.random.default_rng(0))
+    except BadInput:  # fewer than two comparisons with two votes
+        agreed = None
+    drawn = [_conclude(ballots, code, result, project_id, now) for code in range(len(items))]
+    return drawn, AggregateReport(
+        method=result.method,
+        reason=result.reason,
+        n_comparisons=len(items),
+        n_votes=len(ballots.kept),
+        n_both_bad=n_both_bad,
+        n_preferences=len(drawn),
+        n_written=0,
+        agreement=agreed,
+        annotators=_annotator_rows(votes, names, workers, result),
+    )
+
+
+def _ballots(votes: Sequence[Vote]) -> tuple[_Ballots, int]:
+    """(votes that count, how many comparisons most found bad on both sides)."""
+    by_comparison: dict[str, list[Vote]] = defaultdict(list)
+    for vote in votes:
+        if vote.annotation.verdict is not Verdict.SKIP and len(vote.response_ids) == 2:
+            by_comparison[vote.comparison_id].append(vote)
+    comparisons, sides, n_votes, kept, n_both_bad = [], [], [], [], 0
+    for cast in by_comparison.values():
+        counting = [vote for vote in cast if vote.annotation.verdict is not Verdict.BOTH_BAD]
+        if 2 * (len(cast) - len(counting)) > len(cast):
+            n_both_bad += 1
+            continue
+        one, other = sorted(cast[0].response_ids, key=lambda id: hashlib.sha256(id.encode()).digest())
+        comparisons.append(cast[0])
+        sides.append((one, other))
+        n_votes.append(len(counting))
+        kept += counting
+    return _Ballots(tuple(comparisons), tuple(sides), tuple(n_votes), tuple(kept)), n_both_bad
+
+
+def _conclude(ballots: _Ballots, code: int, result: Aggregate, project_id: str, now: datetime) -> Preference:
+    vote, sides, posterior = ballots.comparisons[code], ballots.sides[code], result.posterior[code]
+    tie = float(posterior[2]) if len(posterior) == 3 else 0.0
+    probability = round(float(posterior[0]) + tie / 2, 6)
+    chosen, rejected = sides if probability >= 0.5 else sides[::-1]
+    return Preference(
+        id="prf_"
+        + vote.comparison_id.partition("_")[2],  # one conclusion per comparison: the same id however often it is drawn
+        project_id=project_id,
+        comparison_id=vote.comparison_id,
+        interaction_id=vote.interaction_id,
+        criterion=vote.annotation.criterion,
+        family=vote.family,
+        chosen_response_id=chosen,
+        rejected_response_id=rejected,
+        probability=round(max(probability, 1 - probability), 6),
+        weight=round(float(result.effective_votes[code]), 6),
+        n_votes=ballots.n_votes[code],
+        source=PreferenceSource.ANNOTATION,
+        method=result.method,
+        created_at=now,
+    )
+
+
+def _annotator_rows(
+    votes: Sequence[Vote], names: Mapping[str, str], workers: Mapping[str, int], result: Aggregate | None
+) -> tuple[AnnotatorRow, ...]:
+    by_annotator: dict[str, list[Annotation]] = defaultdict(list)
+    for vote in votes:
+        by_annotator[vote.annotation.annotator_id].append(vote.annotation)
+    rows = []
+    for annotator_id, given in sorted(by_annotator.items()):
+        n = Counter(one.verdict for one in given)
+        chosen = [one for one in given if one.verdict is Verdict.PREFER]
+        seconds = [one.seconds for one in given if one.verdict is not Verdict.SKIP]
+        code = workers.get(annotator_id)
+        rows.append(
+            AnnotatorRow(
+                annotator_id=annotator_id,
+                name=names.get(annotator_id, annotator_id),
+                n_answers=len(given) - n[Verdict.SKIP],
+                n_ties=n[Verdict.TIE],
+                n_both_bad=n[Verdict.BOTH_BAD],
+                n_skips=n[Verdict.SKIP],
+                first_fraction=sum(one.choice == one.order[0] for one in chosen) / len(chosen) if chosen else None,
+                median_seconds=median(seconds) if seconds else None,
+                reliability=result.reliability.interval(code) if result is not None and code is not None else None,
+            )
+        )
+    return tuple(rows)

@@ -1,0 +1,476 @@
+"""Experiments: which users meet the candidate, and what their feedback says about it, however often one looks.
+
+`assign` is a pure function of the serving config and the user; `analyse` is a pure function of what was observed. `look` joins the store to it
+and decides in this order: guardrail rollback, then sample ratio and double exposure, then minimum sample and stage, then the goal. `promote`
+here only means that users show no harm: the gate and two named approvals decide beside it (`loop/release.py`), so thumbs never promote alone.
+
+Guardrails share `Rules.alpha`: over all looks together a candidate that is no worse is rolled back with at most that probability.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plaudit.domain import (
+    Assignment,
+    Experiment,
+    ExperimentState,
+    Json,
+    Measurement,
+    Release,
+    ReleaseState,
+    new_id,
+)
+from plaudit.errors import BadInput, Conflict, NotFound, Refused
+from plaudit.loop import govern
+from plaudit.stats import user_metrics
+from plaudit.stats.assignment import arm_for, bucket, enrol
+from plaudit.stats.intervals import Interval, wilson
+from plaudit.stats.sequential import SRM_WARN_P, difference_sequence, harm_e_value, sample_ratio
+from plaudit.stats.user_metrics import Difference
+from plaudit.store import experiment as observed_rows
+from plaudit.store.audit import lock_head
+from plaudit.store.database import Store
+
+CANDIDATE, CONTROL = "candidate", "control"
+_MIN_STRATUM = 10  # users an arm below which a stage has no variance worth an average
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What decides, fixed before the first user is enrolled."""
+
+    alpha: float = field(
+        default=0.05, metadata={"help": "Chance that the guardrails roll back a candidate that is no worse."}
+    )
+    min_users: int = field(default=200, metadata={"help": "Users in each arm before anything but harm is concluded."})
+    min_stage_users: int = field(default=20, metadata={"help": "Users in each arm before the ramp goes on."})
+    goal_margin: float = field(
+        default=0.05,
+        metadata={"help": "Promote needs the difference in thumbs-down per message to be below this for certain."},
+    )
+    n_planned: int = field(default=800, metadata={"help": "Users of both arms at which the bounds are tightest."})
+    max_double_fraction: float = field(
+        default=0.01, metadata={"help": "Share of users seen in both arms that is an alarm."}
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 0.5:
+            raise BadInput(f"rules.alpha is {self.alpha}; it must lie between 0 and 0.5.")
+        if self.min_users < 200:
+            raise BadInput(f"rules.min_users is {self.min_users}; below 200 users an arm the bounds do not hold.")
+        if self.goal_margin <= 0 or self.n_planned < 1 or self.min_stage_users < 1:
+            raise BadInput("rules.goal_margin, n_planned and min_stage_users must be above 0.")
+
+
+@dataclass(frozen=True)
+class ServingConfig:
+    """What the gateway serves by, swapped whole. `version` is the number of the audit entry that made it so."""
+
+    version: int
+    live: Release
+    candidate: Release | None = None
+    experiment: Experiment | None = None
+
+    def release(self, release_id: str) -> Release:
+        """The Release that an Assignment of this config names."""
+        for release in (self.live, self.candidate):
+            if release is not None and release.id == release_id:
+                return release
+        raise NotFound(f"Release {release_id!r} is not served by config {self.version}.")
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One row per user who met exactly one arm (U,), the first events of the guardrails (E,), and how many met both."""
+
+    in_candidate: NDArray[np.bool_]  # (U,)
+    stage: NDArray[np.int64]  # (U,) that enrolled the user
+    n_messages: NDArray[np.int64]  # (U,)
+    n_down: NDArray[np.int64]  # (U,) messages with a thumbs-down
+    n_up: NDArray[np.int64]  # (U,)
+    n_with_feedback: NDArray[np.int64]  # (U,)
+    returned: NDArray[np.bool_]  # (U,) began a second conversation
+    down_in_candidate: NDArray[np.bool_]  # (E,) first thumbs-down of each user who gave one
+    down_probability: NDArray[np.float64]  # (E,) of the candidate, when it happened
+    error_in_candidate: NDArray[np.bool_]  # (F,)
+    error_probability: NDArray[np.float64]  # (F,)
+    n_double: int
+
+
+@dataclass(frozen=True)
+class Guardrail:
+    """`fired` rolls back. An e-process has `value` against `threshold`; a bounded difference has its interval against `threshold`."""
+
+    name: str
+    value: float | None
+    threshold: float
+    fired: bool
+    n: int
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Look:
+    """One reading of a running experiment. `figures` is what the store keeps and pages show."""
+
+    verdict: str  # promote | hold | roll_back
+    reasons: tuple[str, ...]
+    figures: Json
+
+
+# --- serving -----------------------------------------------------------------------------------------------------------
+
+
+def serving_config(store: Store, project_id: str) -> ServingConfig:
+    """The live Release and the running experiment, in one consistent view. Raises NotFound before anything is live."""
+    with store.read() as tx:
+        live = tx.first(Release, project_id=project_id, state=ReleaseState.LIVE)
+        if live is None:
+            raise NotFound(f"Project {project_id} has no live release yet; start it once with `plaudit up`.")
+        experiment = tx.first(Experiment, project_id=project_id, state=ExperimentState.RUNNING)
+        candidate = tx.get(Release, experiment.candidate_id) if experiment else None
+        return ServingConfig(observed_rows.ledger_version(tx, project_id), live, candidate, experiment)
+
+
+def assign(config: ServingConfig, actor: str | None) -> Assignment:
+    """The Release that answers this user. Without a user, or outside the ramp: the live one, and part of no experiment."""
+    experiment = config.experiment
+    if experiment is None or actor is None:
+        return Assignment(config.live.id)
+    enrolment = enrol(experiment.stages[experiment.stage])
+    arm = arm_for(bucket(experiment.salt, actor), enrolment)
+    if arm is None:
+        return Assignment(config.live.id)
+    release_id = experiment.candidate_id if arm == CANDIDATE else experiment.control_id
+    # Arms are equal buckets at every stage, so an enrolled user was given the candidate with probability one half.
+    return Assignment(release_id, experiment.id, arm, experiment.stage, 0.5)
+
+
+# --- the ramp ----------------------------------------------------------------------------------------------------------
+
+
+def start(
+    store: Store,
+    project_id: str,
+    candidate_id: str,
+    control_id: str,
+    now: datetime,
+    stages: tuple[float, ...] = (0.1, 0.5),
+    rules: Rules | None = None,
+    by: str = "system",
+    role: str = "operator",
+) -> Experiment:
+    """Enrol the first stage's users: that share of all users in *each* arm. The candidate must be a canary, the control live."""
+    rules = rules or Rules()
+    if not stages or any(later <= earlier for earlier, later in pairwise(stages)):
+        raise BadInput(
+            f"stages are {list(stages)}; give growing shares of all users in each arm, such as 0.1 then 0.5."
+        )
+    for share in stages:
+        enrol(share)
+    with store.write() as tx:
+        lock_head(tx, project_id)
+        running = tx.first(Experiment, project_id=project_id, state=ExperimentState.RUNNING)
+        if running is not None:
+            raise Conflict(f"Experiment {running.id} is running; end it before another starts.")
+        for release_id, state in ((candidate_id, ReleaseState.CANARY), (control_id, ReleaseState.LIVE)):
+            release = tx.get(Release, release_id)
+            if release.project_id != project_id or release.state != state:
+                raise Conflict(f"Release {release_id} is {release.state}; an experiment needs a {state} release there.")
+        new = new_id(Experiment)
+        experiment = Experiment(
+            id=new,
+            project_id=project_id,
+            candidate_id=candidate_id,
+            control_id=control_id,
+            salt=new,
+            stages=stages,
+            stage_started_at=(now.isoformat(),),
+            rules=asdict(rules),
+            created_at=now,
+        )
+        tx.add(experiment)
+        facts = {"candidate_id": candidate_id, "control_id": control_id, "stages": list(stages), "rules": asdict(rules)}
+        govern.audit(tx, project_id, by, role, "experiment.start", experiment.id, {}, facts, now)
+        return experiment
+
+
+def advance(
+    store: Store, project_id: str, experiment_id: str, by: str, now: datetime, role: str = "operator"
+) -> Experiment:
+    """The next stage of the ramp. Nobody enrolled changes arm. Raises Refused while the last look forbids it, Conflict at the end."""
+    with store.write() as tx:
+        lock_head(tx, project_id)
+        experiment = tx.get(Experiment, experiment_id)
+        if experiment.project_id != project_id:
+            raise NotFound(f"There is no Experiment {experiment_id!r}.")
+        if experiment.state != ExperimentState.RUNNING:
+            raise Conflict(f"Experiment {experiment_id} is {experiment.state}; only a running one advances.")
+        if experiment.stage + 1 >= len(experiment.stages):
+            raise Conflict(
+                f"Experiment {experiment_id} is at its last stage ({experiment.stages[-1]:.0%} in each arm)."
+            )
+        if not experiment.figures.get("may_advance"):
+            reasons = tuple(experiment.figures.get("blocks_advance", ("nobody has looked at this stage yet",)))
+            raise Refused(
+                f"Experiment {experiment_id} stays at stage {experiment.stage + 1}: {'; '.join(reasons)}.", reasons
+            )
+        moved = tx.change(
+            Experiment,
+            experiment_id,
+            {"stage": experiment.stage, "state": ExperimentState.RUNNING},
+            stage=experiment.stage + 1,
+            stage_started_at=(*experiment.stage_started_at, now.isoformat()),
+            figures={},  # what was read at a smaller stage decides nothing at this one
+        )
+        before, after = {"stage": experiment.stage}, {"stage": moved.stage, "share": moved.stages[moved.stage]}
+        govern.audit(tx, project_id, by, role, "experiment.advance", experiment_id, before, after, now)
+        return moved
+
+
+# --- looking -----------------------------------------------------------------------------------------------------------
+
+
+def look(store: Store, experiment_id: str, now: datetime) -> Look:
+    """Read, decide, and keep the figures. Decides nothing by itself: `release.roll_back` and `release.promote` act. An ended experiment
+    answers with its last look."""
+    experiment = store.get(Experiment, experiment_id)
+    if experiment.state != ExperimentState.RUNNING:
+        figures = experiment.figures
+        return Look(figures.get("verdict", "hold"), tuple(figures.get("reasons", ())), figures)
+    found = analyse(observe(store, experiment_id), Rules(**experiment.rules), experiment.stage, len(experiment.stages))
+    figures = {**found.figures, "verdict": found.verdict, "reasons": list(found.reasons), "at": now.isoformat()}
+    with store.write() as tx:
+        expect = {"state": ExperimentState.RUNNING, "stage": experiment.stage}
+        tx.change(Experiment, experiment_id, expect, figures=figures)
+        rate = figures["down_rate_difference"]
+        if rate is not None and figures["n_messages"] != experiment.figures.get("n_messages"):  # one point per news
+            tx.add(
+                Measurement(
+                    id=new_id(Measurement),
+                    project_id=experiment.project_id,
+                    metric="experiment_down_rate_difference",
+                    value=rate["mean"],
+                    low=rate["low"],
+                    high=rate["high"],
+                    n=rate["n"],
+                    labels={"experiment": experiment_id},
+                    window_start=experiment.created_at,
+                    window_end=now,
+                    created_at=now,
+                )
+            )
+    return Look(found.verdict, found.reasons, figures)
+
+
+def observe(store: Store, experiment_id: str) -> Observed:
+    """What users did so far, by assigned arm. Users who met both arms are counted and left out."""
+    with store.read() as tx:
+        exposures = observed_rows.exposures(tx, experiment_id)
+        downs = observed_rows.first_thumbs_down(tx, experiment_id)
+        errors = observed_rows.first_errors(tx, experiment_id)
+    seen: dict[str, int] = {}
+    for exposure in exposures:
+        seen[exposure.actor] = seen.get(exposure.actor, 0) + 1
+    users = [exposure for exposure in exposures if seen[exposure.actor] == 1]
+    downs = [event for event in downs if seen[event.actor] == 1]
+    errors = [event for event in errors if seen[event.actor] == 1]
+
+    def column(name: str) -> NDArray[np.int64]:
+        return np.array([getattr(user, name) for user in users], dtype=np.int64)
+
+    return Observed(
+        in_candidate=np.array([user.arm == CANDIDATE for user in users], dtype=bool),
+        stage=column("stage"),
+        n_messages=column("n_messages"),
+        n_down=column("n_down"),
+        n_up=column("n_up"),
+        n_with_feedback=column("n_with_feedback"),
+        returned=column("n_conversations") > 1,
+        down_in_candidate=np.array([event.arm == CANDIDATE for event in downs], dtype=bool),
+        down_probability=np.array([event.probability for event in downs], dtype=np.float64),
+        error_in_candidate=np.array([event.arm == CANDIDATE for event in errors], dtype=bool),
+        error_probability=np.array([event.probability for event in errors], dtype=np.float64),
+        n_double=sum(1 for count in seen.values() if count > 1),
+    )
+
+
+def analyse(seen: Observed, rules: Rules, stage: int, n_stages: int) -> Look:
+    """The verdict at this look, by what was observed alone."""
+    n_candidate = int(seen.in_candidate.sum())
+    n_control = len(seen.in_candidate) - n_candidate
+    by_stage = _by_stage(seen, seen.n_down, seen.n_messages)
+    down_rate = _bounded(by_stage, rules, rules.alpha)
+    guardrails = _guardrails(seen, rules, by_stage)
+    fired = [guardrail for guardrail in guardrails if guardrail.fired]
+    broken = _broken_assignment(seen, rules, n_candidate, n_control)
+    waiting = []
+    if min(n_candidate, n_control) < rules.min_users:
+        waiting.append(
+            f"{n_candidate} candidate and {n_control} control users; {rules.min_users} in each arm are needed"
+        )
+    if stage + 1 < n_stages:
+        waiting.append(f"the ramp is at stage {stage + 1} of {n_stages}")
+    goal_missed = []
+    if not waiting and (down_rate is None or down_rate.high >= rules.goal_margin):
+        high = "unknown" if down_rate is None else f"{down_rate.high:+.3f}"
+        goal_missed.append(
+            f"thumbs-down per message may be up to {high} worse; below {rules.goal_margin:+.3f} is needed"
+        )
+    blocks_advance = [*(_said(guardrail) for guardrail in fired), *broken]
+    if min(n_candidate, n_control) < rules.min_stage_users:
+        blocks_advance.append(f"this stage needs {rules.min_stage_users} users in each arm")
+    if fired:
+        verdict, reasons = "roll_back", [_said(guardrail) for guardrail in fired]
+    else:
+        reasons = broken or waiting or goal_missed
+        verdict = "hold" if reasons else "promote"
+    if verdict == "promote":
+        reasons = [f"no guardrail fired over {n_candidate + n_control} users and the goal is met"]
+    figures = {
+        "n_users": {CANDIDATE: n_candidate, CONTROL: n_control},
+        "n_messages": {arm: int(seen.n_messages[chosen].sum()) for arm, chosen in _arms(seen)},
+        "n_double": seen.n_double,
+        "stage": stage,
+        "guardrails": [asdict(guardrail) for guardrail in guardrails],
+        "down_rate_difference": down_rate.to_dict() if down_rate else None,
+        "thumbs": {arm: _thumbs(seen, chosen) for arm, chosen in _arms(seen)},
+        "feedback_rate": _share(int(seen.n_with_feedback.sum()), int(seen.n_messages.sum())),
+        "may_advance": not blocks_advance,
+        "blocks_advance": blocks_advance,
+    }
+    return Look(verdict, tuple(reasons), figures)
+
+
+# --- inside ------------------------------------------------------------------------------------------------------------
+
+
+def _guardrails(seen: Observed, rules: Rules, down_rate: Difference | None) -> list[Guardrail]:
+    alpha = rules.alpha / N_GUARDRAILS
+    limit = 1 / alpha
+    found = []
+    worse_rate = _rate(seen, seen.in_candidate) > _rate(seen, ~seen.in_candidate)
+    for name, chosen, probability in (
+        ("first_thumbs_down", seen.down_in_candidate, seen.down_probability),
+        ("first_error", seen.error_in_candidate, seen.error_probability),
+    ):
+        e_value = _e_value(chosen, probability)
+        # More thumbs-down at no higher a rate per message means that the arm is used more, which is not harm.
+        harmful = worse_rate if name == "first_thumbs_down" else True
+        found.append(Guardrail(name, e_value, limit, e_value >= limit and harmful, len(chosen)))
+    came_back = _by_stage(seen, seen.returned.astype(np.int64), None)
+    for name, difference, sign in (("down_rate", down_rate, 1), ("return_rate", came_back, -1)):
+        interval = _bounded(difference, rules, alpha)
+        if interval is None:
+            found.append(Guardrail(name, None, 0.0, False, 0))
+            continue
+        fired = interval.low > 0 if sign > 0 else interval.high < 0
+        found.append(Guardrail(name, interval.mean, 0.0, fired, interval.n, interval.low, interval.high))
+    return found
+
+
+N_GUARDRAILS = 4  # they share alpha equally
+
+
+def _e_value(chosen: NDArray[np.bool_], probability: NDArray[np.float64]) -> float:
+    if len(chosen) == 0:
+        return 1.0
+    strata, index = np.unique(probability, return_inverse=True)
+    events = np.bincount(index, minlength=len(strata))
+    return harm_e_value(np.bincount(index, weights=chosen, minlength=len(strata)), events, strata)
+
+
+def _by_stage(seen: Observed, sums: NDArray[np.int64], counts: NDArray[np.int64] | None) -> Difference | None:
+    """Candidate minus control within each enrolling stage, averaged: per message, or per user where no counts are given."""
+    parts: list[Difference] = []
+    for stage in np.unique(seen.stage):
+        here = seen.stage == stage
+        a, b = here & ~seen.in_candidate, here & seen.in_candidate
+        if min(a.sum(), b.sum()) < _MIN_STRATUM:
+            continue
+        if counts is None:
+            parts.append(user_metrics.difference(sums[a], sums[b]))
+        else:
+            parts.append(user_metrics.ratio_difference(sums[a], counts[a], sums[b], counts[b]))
+    return user_metrics.stratified(parts) if parts else None
+
+
+def _bounded(difference: Difference | None, rules: Rules, alpha: float) -> Interval | None:
+    """Bounds that hold at every look. None before `min_users`, and for unequal arms, which are an alarm of their own."""
+    if difference is None:
+        return None
+    balance = difference.n_candidate / (difference.n_candidate + difference.n_control)
+    if not 0.4 <= balance <= 0.6:
+        return None
+    return difference_sequence(difference, rules.n_planned, alpha, rules.min_users)
+
+
+def _broken_assignment(seen: Observed, rules: Rules, n_candidate: int, n_control: int) -> list[str]:
+    reasons = []
+    if n_candidate + n_control:
+        stages = np.unique(seen.stage)
+        table = [
+            [int((seen.in_candidate & (seen.stage == s)).sum()), int((~seen.in_candidate & (seen.stage == s)).sum())]
+            for s in stages
+        ]
+        ratio = sample_ratio(table, [0.5, 0.5])
+        if ratio.mismatch or ratio.chi_square_p < SRM_WARN_P:
+            reasons.append(
+                f"users do not arrive in equal numbers ({n_candidate} candidate, {n_control} control, "
+                f"p = {ratio.chi_square_p:.2g}, e = {ratio.e_value:.3g}): something loses users of one arm"
+            )
+    users = n_candidate + n_control + seen.n_double
+    if users and seen.n_double > rules.max_double_fraction * users:
+        reasons.append(f"{seen.n_double} of {users} users met both arms: the assignment is not sticky")
+    return reasons
+
+
+def _said(guardrail: Guardrail) -> str:
+    if guardrail.low is None or guardrail.high is None:
+        return f"guardrail {guardrail.name}: e = {guardrail.value:.3g} reached {guardrail.threshold:.3g} (n = {guardrail.n})"
+    return (
+        f"guardrail {guardrail.name}: {guardrail.value:+.3f} [{guardrail.low:+.3f}, {guardrail.high:+.3f}] "
+        f"against control (n = {guardrail.n})"
+    )
+
+
+def _arms(seen: Observed) -> list[tuple[str, NDArray[np.bool_]]]:
+    return [(CANDIDATE, seen.in_candidate), (CONTROL, ~seen.in_candidate)]
+
+
+def _rate(seen: Observed, chosen: NDArray[np.bool_]) -> float:
+    messages = int(seen.n_messages[chosen].sum())
+    return float(seen.n_down[chosen].sum() / messages) if messages else 0.0
+
+
+def _thumbs(seen: Observed, chosen: NDArray[np.bool_]) -> Json:
+    up, down = int(seen.n_up[chosen].sum()), int(seen.n_down[chosen].sum())
+    messages = int(seen.n_messages[chosen].sum())
+    return {
+        "up": up,
+        "down": down,
+        "down_per_message": _share(down, messages),
+        "up_per_thumb": _share(up, up + down),
+        "feedback_rate": _share(int(seen.n_with_feedback[chosen].sum()), messages),
+    }
+
+
+def _share(part: int, whole: int) -> dict[str, float | int] | None:
+    return wilson(part, whole).to_dict() if whole else None
+
+
+def rules_from(options: dict[str, Any]) -> Rules:
+    """Rules from a command line or a config file. Raises BadInput for an unknown name."""
+    names = [spec.name for spec in fields(Rules)]
+    for name in options:
+        if name not in names:
+            raise BadInput(f"{name!r} is not an experiment rule; valid are {', '.join(names)}.")
+    return Rules(**options)

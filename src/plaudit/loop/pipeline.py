@@ -1,0 +1,489 @@
+"""The loop's turn: STEPS in order, each a Run that is done once per key, so that the same call resumes after a crash anywhere.
+
+    preferences -> snapshot -> reward -> policy -> candidate -> questions -> measures -> verdict      (then people approve, and users decide)
+
+A step is a function of the turn and of what the steps before it gave; what it gives is kept in its Run. The key hashes the code version, the
+turn's config and those outputs. A step that waits for people says so, and the next call asks again. Two runners cannot take one step: the
+second gets a Conflict while the first one's lease lives.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from plaudit import artifacts, backends
+from plaudit.domain import (
+    Checkpoint,
+    CheckpointKind,
+    Json,
+    Message,
+    Release,
+    Run,
+    RunState,
+    SnapshotRecord,
+    utc_now,
+)
+from plaudit.errors import BadInput, Conflict, NotFound, PlauditError, Refused
+from plaudit.loop import annotate, evaluate, experiment, monitor, release, snapshot, train
+from plaudit.loop.evaluate import GateRules
+from plaudit.settings import Settings
+from plaudit.store import monitoring
+from plaudit.store.database import Store
+
+
+@dataclass(frozen=True)
+class TurnConfig:
+    """What a turn does; part of every step's key."""
+
+    reward: Json = field(
+        default_factory=dict, metadata={"help": "Fields of learn's RewardConfig, without snapshot and base."}
+    )
+    ppo: Json = field(
+        default_factory=dict, metadata={"help": "Fields of PPOConfig, without snapshot, base and reward."}
+    )
+    seed: int = field(default=0, metadata={"help": "Of the split, of both trainings, of the sampled answers."})
+    held_out: str = field(
+        default="", metadata={"help": "JSONL of {messages, family}; empty: the Snapshot's test prompts."}
+    )
+    n_prompts: int = field(default=120, metadata={"help": "Held-out prompts that are answered and judged."})
+    max_tokens: int = field(default=40, metadata={"help": "Of each answer that is judged."})
+    temperature: float = field(default=0.7, metadata={"help": "Of each answer that is judged."})
+    gate: Json = field(
+        default_factory=dict, metadata={"help": "Fields of evaluate.GateRules that differ from their default."}
+    )
+
+    def __post_init__(self) -> None:
+        for name, value in (("n_prompts", self.n_prompts), ("max_tokens", self.max_tokens)):
+            if value < 1:
+                raise BadInput(f"TurnConfig.{name} is {value}; give at least 1.")
+        valid = [spec.name for spec in fields(GateRules)]
+        for name in self.gate:
+            if name not in valid:
+                raise BadInput(f"{name!r} is not a gate rule; valid are {', '.join(valid)}.")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One pass: where everything is. `home` holds snapshots/ and runs/; `base` is the prepared base model folder."""
+
+    store: Store
+    project_id: str
+    number: int
+    config: TurnConfig
+    home: Path
+    base: Path
+    upstream: str
+    overlap: int = 3
+    owner: str = field(default_factory=train.new_owner)
+    on_progress: Callable[[str, Json], None] | None = None  # (step, line of metrics)
+    program: tuple[str, ...] = train.PROGRAM
+
+    @property
+    def runs(self) -> Path:
+        return self.home / "runs"
+
+    def tell(self, step: str) -> Callable[[Json], None] | None:
+        listener = self.on_progress
+        return (lambda line: listener(step, line)) if listener is not None else None
+
+
+@dataclass(frozen=True)
+class Wait:
+    """A step that cannot go on before people have acted."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class TurnReport:
+    """`waiting` says for what; None where the turn is complete."""
+
+    number: int
+    outputs: Mapping[str, Json]
+    waiting: str | None = None
+
+
+@dataclass(frozen=True)
+class Due:
+    yes: bool
+    turn: int
+    reasons: tuple[str, ...]  # why, or why not
+
+
+Outputs = Mapping[str, Json]
+Step = Callable[[Turn, Outputs], "Json | Wait"]
+
+
+# --- the steps ---------------------------------------------------------------------------------------------------------
+
+
+def conclude_preferences(turn: Turn, done: Outputs) -> Json:  # noqa: ARG001  the first step has nothing before it
+    """Annotations to Preferences."""
+    report = annotate.aggregate(turn.store, turn.project_id, now=utc_now())
+    return {"n_preferences": report.n_preferences, "n_votes": report.n_votes, "method": str(report.method)}
+
+
+def freeze_snapshot(turn: Turn, done: Outputs) -> Json:  # noqa: ARG001  it reads the Preferences from the store
+    """Preferences to a Snapshot."""
+    folder = turn.home / "snapshots"
+    record, _ = snapshot.freeze(turn.store, turn.project_id, folder, seed=turn.config.seed, now=utc_now())
+    return {"snapshot_id": record.id, "folder": record.folder, "sha256": record.sha256}
+
+
+def train_reward(turn: Turn, done: Outputs) -> Json:
+    """Snapshot to a reward Checkpoint."""
+    config = {
+        "seed": turn.config.seed,
+        **turn.config.reward,
+        "snapshot": done["snapshot"]["folder"],
+        "base": str(turn.base),
+    }
+    return _train(turn, "reward", config, {"snapshot_sha256": done["snapshot"]["sha256"]})
+
+
+def train_policy(turn: Turn, done: Outputs) -> Json:
+    """Reward Checkpoint to a policy Checkpoint, from the base: the KL budget holds for the whole way, however many turns there were."""
+    config = {
+        "seed": turn.config.seed,
+        **turn.config.ppo,
+        "snapshot": done["snapshot"]["folder"],
+        "base": str(turn.base),
+        "reward": done["reward"]["folder"],
+    }
+    parent = done["reward"]["checkpoint_id"]
+    return _train(turn, "ppo", config, {"snapshot_sha256": done["snapshot"]["sha256"], "parent_id": parent})
+
+
+def offer_candidate(turn: Turn, done: Outputs) -> Json:
+    """Policy Checkpoint to a candidate Release that the upstream can serve."""
+    made = done["policy"]
+    model = f"turn-{turn.number}-{made['checkpoint_id'][-6:]}"
+    offered = release.create_candidate(
+        turn.store, turn.project_id, made["checkpoint_id"], model, turn.upstream, utc_now()
+    )
+    backends.load_adapter(turn.upstream, offered.model, made["folder"])
+    return {"release_id": offered.id, "model": offered.model}
+
+
+def ask_questions(turn: Turn, done: Outputs) -> Json:
+    """Answers of candidate and base to held-out prompts, put to annotators blind; and both on the safety suite."""
+    base = _base_release(turn)
+    prompts = held_out_prompts(turn.config, Path(done["snapshot"]["folder"]))
+    sampling = {"max_tokens": turn.config.max_tokens, "temperature": turn.config.temperature, "seed": turn.config.seed}
+    model, checkpoint_id = done["candidate"]["model"], done["policy"]["checkpoint_id"]
+    batch = f"turn-{turn.number}-{checkpoint_id}"
+    try:
+        evaluate.stored_items(turn.store, turn.project_id, batch)  # a crash came after they were asked
+    except NotFound:
+        items = evaluate.sample_pairs(
+            turn.upstream, model, base.model, prompts, sampling, candidate_checkpoint_id=checkpoint_id
+        )
+        annotate.plan_evaluation(turn.store, turn.project_id, items, batch=batch, overlap=turn.overlap, now=utc_now())
+    return {"batch": batch, "safety": evaluate.safety_suite(turn.upstream, model, base.model, sampling)}
+
+
+def measure_answers(turn: Turn, done: Outputs) -> Json:
+    """KL of the candidate's answers to the base, and how readable the base finds both."""
+    items = evaluate.stored_items(turn.store, turn.project_id, done["questions"]["batch"])
+    config = {"base": str(turn.base), "policy": done["policy"]["folder"], "measures": ["nll", "kl"]}
+    name = f"turn-{turn.number}-evaluation"
+    run = score(
+        turn.store, turn.project_id, turn.home, name, evaluate.score_rows(items), config, turn.owner, turn.program
+    )
+    return {"run_id": run.id}
+
+
+def reach_verdict(turn: Turn, done: Outputs) -> Json | Wait:
+    """Votes and measures to an Evaluation with the gate's verdict."""
+    batch = done["questions"]["batch"]
+    votes = annotate.evaluation_votes(turn.store, turn.project_id, batch)
+    n_open = sum(not one.closed for one in votes)
+    if n_open:
+        return Wait(f"{n_open} of {len(votes)} evaluation comparisons are not judged yet")
+    items = evaluate.stored_items(turn.store, turn.project_id, batch)
+    said = [evaluate.Votes(one.wins, one.ties + one.both_bad + int(one.identical), one.losses) for one in votes]
+    scores = train.read_scores(turn.store.get(Run, done["measures"]["run_id"]))
+    figures = evaluate.judge(items, said, scores, done["questions"]["safety"], turn.config.seed)
+    result = evaluate.gate(figures, GateRules(**turn.config.gate))
+    made = evaluate.record_evaluation(
+        turn.store, turn.project_id, done["policy"]["checkpoint_id"], batch, figures, result, utc_now()
+    )
+    return {"evaluation_id": made.id, "gate": str(result.verdict), "reasons": list(result.reasons)}
+
+
+# name -> (function, steps whose outputs it reads: they are part of its key). run_training keeps its own Run, so those two have no second.
+STEPS: tuple[tuple[str, Step, tuple[str, ...]], ...] = (
+    ("preferences", conclude_preferences, ()),
+    ("snapshot", freeze_snapshot, ("preferences",)),
+    ("reward", train_reward, ("snapshot",)),
+    ("policy", train_policy, ("snapshot", "reward")),
+    ("candidate", offer_candidate, ("policy",)),
+    ("questions", ask_questions, ("snapshot", "policy", "candidate")),
+    ("measures", measure_answers, ("policy", "questions")),
+    ("verdict", reach_verdict, ("policy", "questions", "measures")),
+)
+FIRST, LAST = f"turn.{STEPS[0][0]}", f"turn.{STEPS[-1][0]}"
+
+
+# --- the runner --------------------------------------------------------------------------------------------------------
+
+
+def run_turn(turn: Turn, until: str | None = None) -> TurnReport:
+    """Every step that is not done yet, in order, until the end (or the step `until`, done too) or until people must act. Raises what a
+    step raises, BadInput for an unknown step; call again to resume."""
+    names = [name for name, _, _ in STEPS]
+    if until is not None and until not in names:
+        raise BadInput(f"There is no step {until!r} in a turn; its steps are {', '.join(names)}.")
+    return _run(turn, STEPS if until is None else STEPS[: names.index(until) + 1], {})
+
+
+def evaluate_checkpoint(turn: Turn, checkpoint_id: str) -> TurnReport:
+    """The steps from `candidate` on for a policy Checkpoint that is there; held-out prompts of the config's file or the newest Snapshot."""
+    made = release.verified_checkpoint(turn.store, checkpoint_id, CheckpointKind.POLICY)
+    newest = turn.store.first(SnapshotRecord, project_id=turn.project_id)
+    done = {
+        "policy": {"checkpoint_id": made.id, "folder": made.folder, "sha256": made.sha256},
+        "snapshot": {"folder": newest.folder if newest else ""},
+    }
+    first = next(place for place, (name, _, _) in enumerate(STEPS) if name == "candidate")
+    return _run(turn, STEPS[first:], done)
+
+
+def _run(turn: Turn, steps: Sequence[tuple[str, Step, tuple[str, ...]]], outputs: dict[str, Json]) -> TurnReport:
+    for name, act, needs in steps:
+        made = _do(turn, name, act, {need: outputs[need] for need in needs})
+        if isinstance(made, Wait):
+            return TurnReport(turn.number, outputs, made.reason)
+        outputs[name] = made
+    return TurnReport(turn.number, outputs)
+
+
+def run_when_due(turn: Turn, min_new_preferences: int, until: str | None = None) -> TurnReport:
+    """Conclude Preferences from the answers that are there, then `run_turn`, or Refused with the reasons why not now."""
+    annotate.aggregate(turn.store, turn.project_id, now=utc_now())
+    found = due(turn.store, turn.project_id, min_new_preferences)
+    if not found.yes:
+        raise Refused(f"The loop is not due: {'; '.join(found.reasons)}.", found.reasons)
+    if found.turn != turn.number:
+        raise Conflict(f"Turn {turn.number} is not the next one; it is turn {found.turn}.")
+    return run_turn(turn, until)
+
+
+def next_turn(store: Store, project_id: str) -> int:
+    """The unfinished turn, else the one after the last; 1 at first."""
+    started = store.find(Run, project_id=project_id, step=FIRST, state=RunState.DONE)
+    if not started:
+        return 1
+    number = max(run.turn for run in started)
+    finished = store.find(Run, project_id=project_id, step=LAST, state=RunState.DONE, turn=number)
+    return number + 1 if finished else number
+
+
+def due(store: Store, project_id: str, min_new_preferences: int) -> Due:
+    """Whether a turn should run now: one is unfinished, or enough Preferences are new since the last began; never while an alert blocks."""
+    number = next_turn(store, project_id)
+    blocking = [alert for alert in monitor.open_alerts(store, project_id) if alert.blocking]
+    if blocking:
+        return Due(
+            False, number, tuple(f"alert {alert.rule} blocks retraining ({alert.message})" for alert in blocking)
+        )
+    runs = store.find(Run, project_id=project_id, step=FIRST, state=RunState.DONE)
+    if any(run.turn == number for run in runs):
+        return Due(True, number, (f"turn {number} is unfinished",))
+    last = max((run.finished_at for run in runs if run.finished_at is not None), default=None)
+    with store.read() as tx:
+        n_new = monitoring.new_preferences(tx, project_id, last)
+    since = f"since turn {number - 1}" if number > 1 else "so far"
+    if n_new < min_new_preferences:
+        missing = min_new_preferences - n_new
+        return Due(
+            False, number, (f"{n_new} new Preferences {since}, {min_new_preferences} are needed ({missing} more)",)
+        )
+    return Due(True, number, (f"{n_new} new Preferences {since}",))
+
+
+def score(
+    store: Store,
+    project_id: str,
+    home: Path,
+    name: str,
+    rows: Sequence[Json],
+    config: Json,
+    owner: str,
+    program: tuple[str, ...] = train.PROGRAM,
+) -> Run:
+    """`learn score` over input lines as a Run, keyed by what they hold. `config`: fields of ScoreConfig without `inputs`."""
+    digest = artifacts.sha256_of(list(rows))
+    file = home / "inputs" / f"{name}-{digest[:12]}.jsonl"
+    artifacts.write_atomic(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    full, inputs = {**config, "inputs": str(file)}, {"rows_sha256": digest}
+    return train.run_training(
+        store, project_id, "score", full, inputs, home / "runs", None, None, utc_now(), owner=owner, program=program
+    )
+
+
+# --- acting on an experiment -------------------------------------------------------------------------------------------
+
+
+def guard(store: Store, project_id: str, now: datetime) -> tuple[experiment.Look, bool] | None:
+    """Look at the running experiment and roll its candidate back where a guardrail says so; (look, rolled back), None without one."""
+    running = experiment.serving_config(store, project_id).experiment
+    if running is None:
+        return None
+    found = experiment.look(store, running.id, now)
+    if found.verdict != "roll_back":
+        return found, False
+    why = "; ".join(found.reasons)
+    release.roll_back(store, project_id, release.SYSTEM, why, now, running.candidate_id, release.SYSTEM)
+    return found, True
+
+
+def promote(store: Store, project_id: str, release_id: str, by: str, now: datetime) -> Release:
+    """A fresh look, then `release.promote`. Raises what that raises."""
+    guard(store, project_id, now)
+    return release.promote(store, project_id, release_id, by, now)
+
+
+# --- inside ------------------------------------------------------------------------------------------------------------
+
+
+def turn_of(
+    settings: Settings,
+    store: Store,
+    project_id: str,
+    on_progress: Callable[[str, Json], None] | None = None,
+    number: int | None = None,
+) -> Turn:
+    """The next turn of a home (or `number`), with what `plaudit up` left there. Raises NotFound before the base model is prepared."""
+    return Turn(
+        store=store,
+        project_id=project_id,
+        number=next_turn(store, project_id) if number is None else number,
+        config=read_config(settings.home),
+        home=settings.home,
+        base=base_folder(settings.home),
+        upstream=release.live(store, project_id).upstream,
+        overlap=settings.overlap,
+        on_progress=on_progress,
+    )
+
+
+def read_config(home: Path) -> TurnConfig:
+    """HOME/turn.json, or the defaults. Raises BadInput for an unknown name or something that is not JSON."""
+    file = home / "turn.json"
+    if not file.is_file():
+        return TurnConfig()
+    try:
+        raw = json.loads(file.read_text())
+    except ValueError as error:
+        raise BadInput(f"{file} is not JSON ({error}); correct it.") from error
+    valid = [spec.name for spec in fields(TurnConfig)]
+    for name in raw:
+        if name not in valid:
+            raise BadInput(f"{file} sets {name!r}, which a turn does not know; valid are {', '.join(valid)}.")
+    return TurnConfig(**raw)
+
+
+def base_folder(home: Path) -> Path:
+    """The prepared base model of a home, as `plaudit up` remembered it. Raises NotFound."""
+    file = home / "base.json"
+    if not file.is_file():
+        raise NotFound(f"{file} does not exist: no base model is prepared here yet; start `plaudit up` once.")
+    return Path(json.loads(file.read_text())["folder"])
+
+
+def held_out_prompts(config: TurnConfig, frozen: Path) -> list[tuple[Sequence[Message], str]]:
+    """Prompts that nothing was trained on, drawn by the seed: of the config's file, else the Snapshot's test split."""
+    if config.held_out:
+        file = Path(config.held_out)
+        if not file.is_file():
+            raise BadInput(
+                f"TurnConfig.held_out is {config.held_out!r}, which is no file; give a JSONL file of prompts."
+            )
+        rows = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+        found = [(row["messages"], str(row["family"])) for row in rows]
+    else:
+        found = [(list(row.messages), row.family) for row in artifacts.open_snapshot(frozen).prompts("test")]
+    if not found:
+        raise BadInput("There is no held-out prompt; give TurnConfig.held_out a JSONL file of {messages, family}.")
+    drawn = sorted(found, key=lambda prompt: artifacts.sha256_of([config.seed, prompt[0]]))
+    return drawn[: config.n_prompts]
+
+
+def _do(turn: Turn, name: str, act: Step, inputs: Outputs) -> Json | Wait:
+    if name in ("reward", "policy"):
+        return act(turn, inputs)
+    step, config = f"turn.{name}", asdict(turn.config)
+    facts = {"turn": turn.number, **inputs}
+    key = train.run_key(step, config, facts)
+    run = train.claim(turn.store, turn.project_id, step, key, config, facts, turn.owner, utc_now(), turn.number)
+    if run.state == RunState.DONE:
+        return run.outputs
+    try:
+        with _kept(turn.store, run):
+            made = act(turn, inputs)
+    except PlauditError as error:
+        train.fail(turn.store, run, error.message, utc_now())
+        raise
+    except BaseException:
+        train.give_back(turn.store, run, utc_now())
+        raise
+    if isinstance(made, Wait):
+        train.give_back(turn.store, run, utc_now())
+        return made
+    train.finish(turn.store, run, made, utc_now())
+    return made
+
+
+@contextmanager
+def _kept(store: Store, run: Run) -> Iterator[None]:
+    """Renew the lease while a step works in this thread; where it was lost, `finish` refuses."""
+    done = threading.Event()
+
+    def renew() -> None:
+        while not done.wait(train.LEASE.total_seconds() / 3):
+            try:
+                train.renew(store, run, utc_now())
+            except PlauditError:
+                return
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _train(turn: Turn, step: Literal["reward", "ppo"], config: Json, inputs: Json) -> Json:
+    run = train.run_training(
+        turn.store,
+        turn.project_id,
+        step,
+        config,
+        inputs,
+        turn.runs,
+        None,
+        turn.tell(step),
+        utc_now(),
+        turn=turn.number,
+        program=turn.program,
+        owner=turn.owner,
+    )
+    checkpoint = turn.store.get(Checkpoint, run.outputs["checkpoint_id"])
+    return {"checkpoint_id": checkpoint.id, "folder": checkpoint.folder, "sha256": checkpoint.sha256}
+
+
+def _base_release(turn: Turn) -> Release:
+    found = turn.store.find(Release, project_id=turn.project_id, checkpoint_id=None)
+    if not found:
+        raise NotFound("No release serves the base model; start `plaudit up` once.")
+    return found[-1]

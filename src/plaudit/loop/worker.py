@@ -1,0 +1,171 @@
+"""The worker: what happens by itself. It looks at the running experiment, measures production, and takes queued Runs, one thing at a time.
+
+Guarding comes first and often: a harmful candidate is rolled back within about `GUARD_S`. A window of production is measured when it holds
+enough traffic, or after an hour; `learn score` runs on a sample of it unless something trains (the cores are busy then). An error in one duty is
+logged and the others go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from plaudit.domain import Checkpoint, CheckpointKind, Measurement, Project, Run, RunState, utc_now
+from plaudit.errors import Conflict, NotFound
+from plaudit.loop import monitor, pipeline, release, train
+from plaudit.settings import Settings
+from plaudit.store.database import Store
+from plaudit.store.monitoring import Answer
+
+log = logging.getLogger("plaudit.worker")
+
+GUARD_S = 2.0
+TICK_S = 0.5
+STOP_S = 10.0
+WINDOW_INTERACTIONS = 50  # that close a window
+WINDOW_MAX = timedelta(hours=1)
+SAMPLE = 64  # answers of a window that are scored
+TRAINING_STEPS = ("reward", "ppo", "sft")
+
+
+def run(settings: Settings, store: Store, stop: threading.Event) -> None:
+    """Work until `stop` is set. Safe beside other workers: Runs are leased, rollbacks lose their race with a Conflict."""
+    labour = threading.Thread(target=_labour, args=(settings, store, stop), name="labour", daemon=True)
+    labour.start()
+    while not stop.wait(GUARD_S):  # a thread of its own: a training run may take hours, a harmful candidate may not
+        for project in store.find(Project):
+            _duty("guard", lambda p=project: guard(store, p.id))  # type: ignore[misc]
+    labour.join(timeout=STOP_S)  # what still works then is killed with this process, and its Run is taken over later
+
+
+def _labour(settings: Settings, store: Store, stop: threading.Event) -> None:
+    """Everything that takes long, one after the other."""
+    owner = train.new_owner()
+    measured = -math.inf
+    while not stop.wait(TICK_S):
+        monitors = time.monotonic() - measured >= settings.monitor_interval_s
+        for project in store.find(Project):
+            if monitors:
+                _duty("monitor", lambda p=project: monitor_once(settings, store, p.id, owner))  # type: ignore[misc]
+                measured = time.monotonic()
+            _duty("queue", lambda p=project: take_queued(settings, store, p.id, owner, stop))  # type: ignore[misc]
+
+
+def guard(store: Store, project_id: str) -> bool:
+    """Look at the running experiment; True where its candidate was rolled back."""
+    try:
+        acted = pipeline.guard(store, project_id, utc_now())
+    except NotFound:  # nothing is live yet
+        return False
+    if acted is not None and acted[1]:
+        log.warning("rolled back: %s", "; ".join(acted[0].reasons))
+    return acted is not None and acted[1]
+
+
+def monitor_once(
+    settings: Settings,
+    store: Store,
+    project_id: str,
+    owner: str,
+    now: datetime | None = None,
+    force: bool = False,
+    program: tuple[str, ...] = train.PROGRAM,
+) -> list[Measurement]:
+    """Measure the window since the last one, if it is worth it (or `force`), and let the rules judge. [] where it is not yet."""
+    now = now or utc_now()
+    start = monitor.window_start(store, project_id)
+    if start is None or now <= start:
+        return []
+    n_waiting = monitor.n_waiting(store, project_id, now)
+    if not n_waiting or not (force or n_waiting >= WINDOW_INTERACTIONS or now - start >= WINDOW_MAX):
+        return []
+    answers = monitor.sample_answers(store, project_id, start, now, SAMPLE)
+    scores = score_answers(settings.home, store, project_id, answers, owner, program)
+    rows = monitor.measure(store, project_id, start, now, scores)
+    for alert in monitor.evaluate_rules(store, project_id, now):
+        log.warning("alert %s %s: %s", alert.rule, alert.state, alert.message)
+    return rows
+
+
+def score_answers(
+    home: Path,
+    store: Store,
+    project_id: str,
+    answers: list[Answer],
+    owner: str,
+    program: tuple[str, ...] = train.PROGRAM,
+) -> Mapping[str, Mapping[str, float]]:
+    """Response id -> `score` by the newest reward Checkpoint, and `kl` to the base for answers of our own policies. Empty before there is a
+    reward model, and while something trains."""
+    rewards = [c for c in store.find(Checkpoint, project_id=project_id) if c.kind == CheckpointKind.REWARD]
+    if not rewards or not answers or training(store, project_id):
+        return {}
+    try:
+        base = pipeline.base_folder(home)
+    except NotFound:
+        return {}
+    reward = release.verified_checkpoint(store, rewards[-1].id)
+    found: dict[str, dict[str, float]] = {}
+    for checkpoint_id in sorted({answer.checkpoint_id or "" for answer in answers}):
+        mine = [answer for answer in answers if (answer.checkpoint_id or "") == checkpoint_id]
+        config = {"base": str(base), "reward": reward.folder, "measures": ["score"]}
+        if checkpoint_id:
+            policy = release.verified_checkpoint(store, checkpoint_id)
+            config |= {"policy": policy.folder, "measures": ["score", "kl"]}
+        rows = monitor.score_rows(mine)
+        run = pipeline.score(store, project_id, home, "monitor", rows, config, owner, program)
+        for line in train.read_scores(run):
+            found[line["id"]] = {name: line[name] for name in ("score", "kl") if name in line}
+    return found
+
+
+def training(store: Store, project_id: str) -> bool:
+    """Whether a training program runs now: its lease lives."""
+    runs = store.find(Run, project_id=project_id, step=TRAINING_STEPS, state=RunState.RUNNING)
+    return any(run.lease_expires_at is not None and run.lease_expires_at > utc_now() for run in runs)
+
+
+def take_queued(
+    settings: Settings,
+    store: Store,
+    project_id: str,
+    owner: str,
+    stop: threading.Event | None = None,
+    program: tuple[str, ...] = train.PROGRAM,
+) -> Run | None:
+    """Do the oldest queued training Run; None where there is none. Told to stop, it gives the Run back."""
+    queued = store.find(Run, project_id=project_id, state=RunState.QUEUED, step=(*TRAINING_STEPS, "score"), limit=1)
+    if not queued:
+        return None
+    one = queued[0]
+    step: train.Step = one.step  # type: ignore[assignment]
+    return train.run_training(
+        store,
+        project_id,
+        step,
+        one.config,
+        one.inputs,
+        settings.home / "runs",
+        one.key,
+        None,
+        utc_now(),
+        owner=owner,
+        program=program,
+        stop=stop,
+    )
+
+
+def _duty(name: str, act: Callable[[], object]) -> None:
+    try:
+        act()
+    except KeyboardInterrupt:
+        log.info("%s: told to stop", name)
+    except Conflict as error:
+        log.info("%s: %s", name, error)  # another worker was first
+    except Exception:
+        log.exception("%s failed; it is tried again", name)

@@ -1,0 +1,186 @@
+"""Queries of annotation: which Comparison to lend, how many hold or have answered it, and the votes that aggregation reads.
+
+A Comparison's *takers* are the distinct annotators who hold a live lease on it or have answered it; a skip is no answer, but whoever
+skipped is not asked again. Every choice below is made while the Comparison's row is locked, and counted again under that lock, so that
+two clients at once can never exceed the overlap (SQLite holds one writer at a time; PostgreSQL skips rows that others hold).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from plaudit.domain import (
+    Annotation,
+    Comparison,
+    ComparisonState,
+    Lease,
+    LeaseState,
+    Person,
+    Purpose,
+    Verdict,
+)
+from plaudit.errors import NotFound
+from plaudit.store.database import Transaction
+from plaudit.store.schema import TABLES, UtcTime
+
+_COMPARISONS = TABLES[Comparison]
+_LEASES = TABLES[Lease]
+_ANNOTATIONS = TABLES[Annotation]
+_PEOPLE = TABLES[Person]
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One Annotation beside what aggregation needs of its Comparison."""
+
+    annotation: Annotation
+    comparison_id: str
+    interaction_id: str | None
+    family: str
+    response_ids: tuple[str, ...]
+
+
+def live_lease(tx: Transaction, project_id: str, annotator_id: str, now: datetime) -> Lease | None:
+    """What this annotator holds now; the newest."""
+    found = tx.rows(_HELD, {"project": project_id, "annotator": annotator_id, "now": now})
+    return Lease(**found[0]) if found else None
+
+
+def next_comparison(
+    tx: Transaction, project_id: str, annotator_id: str, purposes: Collection[Purpose], now: datetime
+) -> Comparison | None:
+    """The first open Comparison by priority that still needs this annotator, locked; None where there is none."""
+    passed_over: list[str] = []
+    while True:
+        values = {"project": project_id, "annotator": annotator_id, "now": now, "purposes": list(purposes)}
+        found = tx.rows(_NEXT, {**values, "passed_over": passed_over})
+        if not found:
+            return None
+        comparison = Comparison(**found[0])
+        # Between the query's view and its lock somebody else may have taken the last place: look again, now that nobody can.
+        if needs(tx, comparison.id, annotator_id, now):
+            return comparison
+        passed_over.append(comparison.id)
+
+
+def lock_comparison(tx: Transaction, comparison_id: str) -> Comparison:
+    """The Comparison, held until the transaction ends. Raises NotFound."""
+    found = tx.rows(_LOCK, {"comparison": comparison_id})
+    if not found:
+        raise NotFound(f"There is no Comparison {comparison_id!r}.")
+    return Comparison(**found[0])
+
+
+def needs(tx: Transaction, comparison_id: str, annotator_id: str, now: datetime) -> bool:
+    """Whether an open Comparison has a place for this annotator, who neither holds nor has answered it. Call it under the lock."""
+    return bool(tx.rows(_NEEDS, {"comparison": comparison_id, "annotator": annotator_id, "now": now}))
+
+
+def n_answers(tx: Transaction, comparison_id: str) -> int:
+    """Distinct annotators who answered; skips do not count."""
+    return int(tx.rows(_N_ANSWERS, {"comparison": comparison_id})[0]["n"])
+
+
+def n_available(
+    tx: Transaction, project_id: str, annotator_id: str, purposes: Collection[Purpose], now: datetime
+) -> int:
+    """How many open Comparisons this annotator could still be lent."""
+    values = {"project": project_id, "annotator": annotator_id, "now": now, "purposes": list(purposes)}
+    return int(tx.rows(_N_AVAILABLE, values)[0]["n"])
+
+
+def votes(tx: Transaction, project_id: str, purpose: Purpose, batch: str | None = None) -> list[Vote]:
+    """Every Annotation of the closed Comparisons of a purpose (and batch), in a stable order."""
+    query = (
+        sa.select(_ANNOTATIONS, _COMPARISONS.c.interaction_id, _COMPARISONS.c.family, _COMPARISONS.c.response_ids)
+        .join(_COMPARISONS, _COMPARISONS.c.id == _ANNOTATIONS.c.comparison_id)
+        .where(
+            _COMPARISONS.c.project_id == project_id,
+            _COMPARISONS.c.purpose == purpose,
+            _COMPARISONS.c.state == ComparisonState.CLOSED,
+        )
+        .order_by(_ANNOTATIONS.c.comparison_id, _ANNOTATIONS.c.annotator_id, _ANNOTATIONS.c.criterion)
+    )
+    if batch is not None:
+        query = query.where(_COMPARISONS.c.batch == batch)
+    names = [column.name for column in _ANNOTATIONS.c]
+    return [
+        Vote(
+            annotation=Annotation(**{name: row[name] for name in names}),
+            comparison_id=row["comparison_id"],
+            interaction_id=row["interaction_id"],
+            family=row["family"],
+            response_ids=row["response_ids"],
+        )
+        for row in tx.rows(query)
+    ]
+
+
+def names(tx: Transaction, person_ids: Collection[str]) -> dict[str, str]:
+    """Names of people by id."""
+    query = sa.select(_PEOPLE.c.id, _PEOPLE.c.name).where(_PEOPLE.c.id.in_(list(person_ids)))
+    return {row["id"]: row["name"] for row in tx.rows(query)}
+
+
+# --- statements, built once -----------------------------------------------------------------------------------------------
+
+_annotator = sa.bindparam("annotator", type_=sa.Text())
+_now = sa.bindparam("now", type_=UtcTime())
+_purposes = sa.bindparam("purposes", expanding=True, type_=_COMPARISONS.c.purpose.type)
+
+_answered = sa.exists().where(
+    _ANNOTATIONS.c.comparison_id == _COMPARISONS.c.id, _ANNOTATIONS.c.annotator_id == _annotator
+)
+_live_here = sa.and_(
+    _LEASES.c.comparison_id == _COMPARISONS.c.id, _LEASES.c.state == LeaseState.LIVE, _LEASES.c.expires_at > _now
+)
+_n_live = sa.select(sa.func.count(sa.distinct(_LEASES.c.annotator_id))).where(_live_here).correlate(_COMPARISONS)
+_n_answered = (
+    sa.select(sa.func.count(sa.distinct(_ANNOTATIONS.c.annotator_id)))
+    .where(_ANNOTATIONS.c.comparison_id == _COMPARISONS.c.id, _ANNOTATIONS.c.verdict != Verdict.SKIP)
+    .correlate(_COMPARISONS)
+)
+_wanting = sa.and_(
+    _COMPARISONS.c.state == ComparisonState.OPEN,
+    ~_answered,
+    ~sa.exists().where(_live_here, _LEASES.c.annotator_id == _annotator),
+    # An answer turns its leases ANSWERED in the same transaction, so nobody counts twice.
+    _n_live.scalar_subquery() + _n_answered.scalar_subquery() < _COMPARISONS.c.overlap,
+)
+_wanting_in_project = sa.and_(
+    _COMPARISONS.c.project_id == sa.bindparam("project", type_=sa.Text()),
+    _COMPARISONS.c.purpose.in_(_purposes),
+    _wanting,
+)
+_NEXT = (
+    sa.select(_COMPARISONS)
+    .where(
+        _wanting_in_project,
+        _COMPARISONS.c.id.not_in(sa.bindparam("passed_over", expanding=True, type_=sa.Text())),
+    )
+    .order_by(_COMPARISONS.c.priority.desc(), _COMPARISONS.c.id)
+    .limit(1)
+    .with_for_update(skip_locked=True)
+)
+_N_AVAILABLE = sa.select(sa.func.count().label("n")).select_from(_COMPARISONS).where(_wanting_in_project)
+_this_one = _COMPARISONS.c.id == sa.bindparam("comparison", type_=sa.Text())
+_NEEDS = sa.select(_COMPARISONS.c.id).where(_this_one, _wanting)
+_LOCK = sa.select(_COMPARISONS).where(_this_one).with_for_update()
+_N_ANSWERS = sa.select(sa.func.count(sa.distinct(_ANNOTATIONS.c.annotator_id)).label("n")).where(
+    _ANNOTATIONS.c.comparison_id == sa.bindparam("comparison", type_=sa.Text()), _ANNOTATIONS.c.verdict != Verdict.SKIP
+)
+_HELD = (
+    sa.select(_LEASES)
+    .where(
+        _LEASES.c.project_id == sa.bindparam("project", type_=sa.Text()),
+        _LEASES.c.annotator_id == _annotator,
+        _LEASES.c.state == LeaseState.LIVE,
+        _LEASES.c.expires_at > _now,
+    )
+    .order_by(_LEASES.c.id.desc())
+    .limit(1)
+)

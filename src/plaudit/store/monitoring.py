@@ -1,0 +1,168 @@
+"""What production did in a window: answers, thumbs, counts; and the measurements and alerts kept about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from plaudit.domain import (
+    Completion,
+    CompletionStatus,
+    Feedback,
+    FeedbackKind,
+    Interaction,
+    Json,
+    Measurement,
+    Message,
+    Preference,
+    Response,
+    ResponseOrigin,
+)
+from plaudit.store.database import Transaction
+from plaudit.store.schema import TABLES
+
+_INTERACTIONS = TABLES[Interaction]
+_COMPLETIONS = TABLES[Completion]
+_RESPONSES = TABLES[Response]
+_FEEDBACK = TABLES[Feedback]
+_MEASUREMENTS = TABLES[Measurement]
+_PREFERENCES = TABLES[Preference]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The first response of an interaction, as users met it."""
+
+    response_id: str
+    interaction_id: str
+    actor: str | None
+    messages: tuple[Message, ...]
+    text: str
+    finish_reason: str | None
+    n_tokens: int | None
+    checkpoint_id: str | None
+
+
+@dataclass(frozen=True)
+class Thumb:
+    """What a user said last about an answer; retracted ones are gone."""
+
+    interaction_id: str
+    actor: str | None
+    arm: str | None
+    attributes: Json
+    up: bool
+
+
+@dataclass(frozen=True)
+class Traffic:
+    n_interactions: int
+    n_errors: int
+    n_with_feedback: int
+
+
+def traffic(tx: Transaction, project_id: str, start: datetime, end: datetime) -> Traffic:
+    """Counts of the interactions begun in [start, end), and of those, whenever begun, that got feedback in it."""
+    where = _within(project_id, start, end)
+    total = sa.select(sa.func.count().label("n")).select_from(_INTERACTIONS).where(*where)
+    errors = (
+        sa.select(sa.func.count().label("n"))
+        .select_from(_INTERACTIONS.join(_COMPLETIONS, _COMPLETIONS.c.id == _INTERACTIONS.c.id))
+        .where(*where, _COMPLETIONS.c.status == CompletionStatus.ERROR)
+    )
+    spoken = (
+        sa.select(sa.func.count(sa.distinct(_INTERACTIONS.c.id)).label("n"))
+        .select_from(_INTERACTIONS.join(_FEEDBACK, _FEEDBACK.c.interaction_id == _INTERACTIONS.c.id))
+        .where(*_said_within(project_id, start, end))
+    )
+    return Traffic(*(int(tx.rows(query)[0]["n"]) for query in (total, errors, spoken)))
+
+
+def answers(tx: Transaction, project_id: str, start: datetime, end: datetime, limit: int) -> list[Answer]:
+    """The newest `limit` answers of the window, oldest first."""
+    query = (
+        sa.select(
+            _RESPONSES.c.id,
+            _RESPONSES.c.interaction_id,
+            _INTERACTIONS.c.actor,
+            _INTERACTIONS.c.messages,
+            _RESPONSES.c.text,
+            _RESPONSES.c.finish_reason,
+            _RESPONSES.c.n_tokens,
+            _RESPONSES.c.checkpoint_id,
+        )
+        .join(_INTERACTIONS, _INTERACTIONS.c.id == _RESPONSES.c.interaction_id)
+        .where(
+            *_within(project_id, start, end),
+            _RESPONSES.c.idx == 0,
+            _RESPONSES.c.origin.in_([ResponseOrigin.SERVED, ResponseOrigin.LOGGED]),
+        )
+        .order_by(_INTERACTIONS.c.created_at.desc(), _INTERACTIONS.c.id.desc())
+        .limit(limit)
+    )
+    return [Answer(*row.values()) for row in reversed(tx.rows(query))]
+
+
+def thumbs(tx: Transaction, project_id: str, start: datetime, end: datetime) -> list[Thumb]:
+    """Thumbs given in [start, end), on answers of whenever: the last one of each user on each answer, unless retracted."""
+    query = (
+        sa.select(
+            _FEEDBACK.c.interaction_id,
+            _FEEDBACK.c.actor,
+            _FEEDBACK.c.response_idx,
+            _FEEDBACK.c.value,
+            _FEEDBACK.c.retracted,
+            _INTERACTIONS.c.arm,
+            _INTERACTIONS.c.actor.label("unit"),
+            _INTERACTIONS.c.attributes,
+        )
+        .join(_INTERACTIONS, _INTERACTIONS.c.id == _FEEDBACK.c.interaction_id)
+        .where(*_said_within(project_id, start, end), _FEEDBACK.c.kind == FeedbackKind.THUMB)
+        .order_by(_FEEDBACK.c.created_at, _FEEDBACK.c.id)
+    )
+    last = {(row["interaction_id"], row["actor"], row["response_idx"]): row for row in tx.rows(query)}
+    return [
+        Thumb(row["interaction_id"], row["unit"], row["arm"], row["attributes"], bool(row["value"]["up"]))
+        for row in last.values()
+        if not row["retracted"]
+    ]
+
+
+def history(
+    tx: Transaction, project_id: str, metric: str, labels: Json, since: datetime | None, until: datetime, limit: int
+) -> list[Measurement]:
+    """The newest `limit` measurements of windows within [since, until], oldest first."""
+    found = _MEASUREMENTS.c
+    where = [found.project_id == project_id, found.metric == metric, found.labels == labels, found.window_end <= until]
+    if since is not None:
+        where.append(found.window_start >= since)
+    query = sa.select(_MEASUREMENTS).where(*where).order_by(found.window_end.desc(), found.id.desc()).limit(limit)
+    return [Measurement(**row) for row in reversed(tx.rows(query))]
+
+
+def first_interaction_at(tx: Transaction, project_id: str) -> datetime | None:
+    query = sa.select(sa.func.min(_INTERACTIONS.c.created_at).label("at")).where(
+        _INTERACTIONS.c.project_id == project_id
+    )
+    at: datetime | None = tx.rows(query)[0]["at"]
+    return at
+
+
+def new_preferences(tx: Transaction, project_id: str, since: datetime | None) -> int:
+    """Preferences concluded after `since`."""
+    query = sa.select(sa.func.count().label("n")).where(_PREFERENCES.c.project_id == project_id)
+    if since is not None:
+        query = query.where(_PREFERENCES.c.created_at > since)
+    return int(tx.rows(query)[0]["n"])
+
+
+def _within(project_id: str, start: datetime, end: datetime) -> tuple[sa.ColumnElement[bool], ...]:
+    at = _INTERACTIONS.c.created_at
+    return _INTERACTIONS.c.project_id == project_id, at >= start, at < end
+
+
+def _said_within(project_id: str, start: datetime, end: datetime) -> tuple[sa.ColumnElement[bool], ...]:
+    at = _FEEDBACK.c.created_at
+    return _FEEDBACK.c.project_id == project_id, at >= start, at < end

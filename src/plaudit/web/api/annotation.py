@@ -1,0 +1,67 @@
+"""Annotation over HTTP, in the name of the key's Person. A model's name never crosses this door."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from plaudit.domain import utc_now
+from plaudit.loop import annotate
+from plaudit.loop.annotate import Loan
+from plaudit.openai_protocol import Json
+from plaudit.web.access import key_of, person_of
+from plaudit.web.door import door_of, read_json
+from plaudit.web.problems import json_response
+
+
+async def lend(request: Request) -> Response:
+    """POST /v1/annotation/lease: 200 the question, 204 where there is none."""
+    door = door_of(request)
+    project_id, person_id = key_of(request).project_id, person_of(request)
+    loan = await door.run(annotate.lend, door.store, project_id, person_id, door.settings.lease_s, utc_now())
+    return Response(status_code=204) if loan is None else json_response(_shown(loan))
+
+
+async def heartbeat(request: Request) -> Response:
+    """POST /v1/annotation/lease/{lease_id}/heartbeat: the new end of the lease."""
+    door = door_of(request)
+    lease_id, person_id = request.path_params["lease_id"], person_of(request)
+    lease = await door.run(annotate.heartbeat, door.store, lease_id, person_id, door.settings.lease_s, utc_now())
+    return json_response({"lease_id": lease.id, "expires_at": lease.expires_at.isoformat()})
+
+
+async def release(request: Request) -> Response:
+    """POST /v1/annotation/lease/{lease_id}/release: given back unanswered."""
+    door = door_of(request)
+    await door.run(annotate.release_lease, door.store, request.path_params["lease_id"], person_of(request))
+    return Response(status_code=204)
+
+
+async def answer(request: Request) -> Response:
+    """POST /v1/annotations: 201 recorded, 200 where this very answer was recorded before."""
+    door = door_of(request)
+    person_id = person_of(request)
+    body = await read_json(request)
+    result = await door.run(annotate.answer, door.store, key_of(request).project_id, person_id, body, utc_now())
+    said = {"id": result.annotation.id, "comparison_id": result.annotation.comparison_id}
+    return json_response(said, 200 if result.replayed else 201)
+
+
+async def progress(request: Request) -> Response:
+    """GET /v1/annotation/progress: one's own figures."""
+    door = door_of(request)
+    return json_response(
+        await door.run(annotate.progress, door.store, key_of(request).project_id, person_of(request), utc_now())
+    )
+
+
+def _shown(loan: Loan) -> Json:
+    return {
+        "lease_id": loan.lease.id,
+        "comparison_id": loan.comparison.id,
+        "expires_at": loan.lease.expires_at.isoformat(),
+        "kind": loan.comparison.kind,
+        "messages": list(loan.comparison.messages),
+        "guideline": {"version": loan.guideline.version, "text": loan.guideline.text} if loan.guideline else None,
+        "responses": [{"id": response.id, "text": response.text} for response in loan.responses],
+    }

@@ -1,0 +1,56 @@
+"""Capture: interactions made elsewhere, feedback, and which Release a user is assigned to."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from plaudit.domain import Assignment, utc_now
+from plaudit.errors import BadInput
+from plaudit.loop import collect, experiment
+from plaudit.web.access import key_of
+from plaudit.web.door import door_of, read_json
+from plaudit.web.problems import json_response
+
+MAX_KEY_CHARS = 200
+
+
+async def log_interaction(request: Request) -> Response:
+    """POST /v1/interactions. A user's assignment is remembered where the application names the release that it was told to use."""
+    door, project_id = door_of(request), key_of(request).project_id
+    body = await read_json(request)
+    assignment: Assignment | None = None
+    if isinstance(body.get("user"), str) and body.get("release_id"):
+        assignment = experiment.assign((await door.configs.current(project_id)).config, body["user"])
+    interaction = await door.run(collect.log_interaction, door.store, project_id, body, utc_now(), assignment)
+    return json_response({"id": interaction.id}, 201)
+
+
+async def record_feedback(request: Request) -> Response:
+    """POST /v1/feedback. 201 recorded or superseded, 200 where this very act was recorded before."""
+    door = door_of(request)
+    body = await read_json(request)
+    idempotency_key = request.headers.get("idempotency-key")
+    if idempotency_key is not None and not 0 < len(idempotency_key) <= MAX_KEY_CHARS:
+        raise BadInput(f"The header Idempotency-Key must have 1 to {MAX_KEY_CHARS} characters.")
+    project_id = key_of(request).project_id
+    result = await door.run(collect.record_feedback, door.store, project_id, body, idempotency_key, utc_now())
+    replayed = result.status == "replayed"
+    return json_response({"id": result.feedback.id, "status": result.status}, 200 if replayed else 201)
+
+
+async def assignment(request: Request) -> Response:
+    """GET /v1/assignment?user=U, for applications that call the model themselves."""
+    user = request.query_params.get("user")
+    if not user:
+        raise BadInput("The query parameter `user` is missing: the pseudonym of the end user.")
+    config = (await door_of(request).configs.current(key_of(request).project_id)).config
+    assigned = experiment.assign(config, user)
+    return json_response(
+        {
+            "release_id": assigned.release_id,
+            "model": config.release(assigned.release_id).model,
+            "experiment_id": assigned.experiment_id,
+            "arm": assigned.arm,
+        }
+    )

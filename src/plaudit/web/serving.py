@@ -1,0 +1,62 @@
+"""What the gateway serves by: one immutable object per project, swapped whole when the ledger changes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from plaudit.domain import Project
+from plaudit.errors import NotFound, PlauditError, Unavailable
+from plaudit.loop import experiment
+from plaudit.loop.experiment import ServingConfig
+from plaudit.store.database import Store
+
+POLL_S = 0.5
+log = logging.getLogger("plaudit.web")
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A project and what answers its users now."""
+
+    project: Project
+    config: ServingConfig
+
+
+class ServingConfigs:
+    """The latest Serving of every project that was asked for; `poll` keeps them fresh, a store that fails leaves them as they are."""
+
+    def __init__(self, store: Store, run: Callable[..., Any]) -> None:
+        self._store = store
+        self._run = run
+        self._known: dict[str, Serving] = {}
+
+    async def current(self, project_id: str) -> Serving:
+        """Raises Unavailable where the project has no live release yet."""
+        found = self._known.get(project_id)
+        return found if found is not None else await self.refresh(project_id)
+
+    async def refresh(self, project_id: str) -> Serving:
+        """Read the ledger now."""
+        try:
+            serving: Serving = await self._run(self._read, project_id)
+        except NotFound as error:
+            raise Unavailable(error.message, retry_after_s=2.0) from error
+        self._known[project_id] = serving
+        return serving
+
+    async def poll(self) -> None:
+        """For ever: refresh what is known."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            for project_id in list(self._known):
+                try:
+                    await self.refresh(project_id)
+                except PlauditError as error:
+                    log.warning("Serving on with the last known releases: %s", error)
+
+    def _read(self, project_id: str) -> Serving:
+        return Serving(self._store.get(Project, project_id), experiment.serving_config(self._store, project_id))

@@ -1,0 +1,85 @@
+"""The import laws of architecture.md: import-linter's contracts in `.importlinter`, and the ones it cannot say."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from importlinter.cli import lint_imports
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "plaudit"
+FORBIDDEN_NAMES = {"utils", "helpers", "common", "base", "manager", "core", "misc"}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module named by an import statement anywhere in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            yield node.module
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def test_the_contracts_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    kept = lint_imports(config_filename=str(ROOT / ".importlinter"), no_cache=True)
+    assert kept == 0, capsys.readouterr().out
+
+
+def test_imports_are_absolute() -> None:
+    for path in modules():
+        relative = [
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and node.level
+        ]
+        assert not relative, path
+
+
+@pytest.mark.parametrize("name", ["domain.py", "errors.py", "learn/configs.py"])
+def test_the_lowest_layers_need_the_standard_library_only(name: str) -> None:
+    """learn/configs.py is the one module of learn that others may import, so it must not bring torch along."""
+    outside = {module for module in imported(PACKAGE / name) if module.split(".")[0] not in sys.stdlib_module_names}
+    assert {module for module in outside if not module.startswith(("plaudit.domain", "plaudit.errors"))} <= set()
+
+
+def test_simulated_people_know_the_client_only() -> None:
+    """They act over HTTP like anybody else: an import of the store or the loop would let them cheat."""
+    if not (PACKAGE / "simulate.py").exists():
+        pytest.skip("simulate.py is not built yet")
+    own = {module for module in imported(PACKAGE / "simulate.py") if module.split(".")[0] == "plaudit"}
+    assert {".".join(module.split(".")[:2]) for module in own} <= {"plaudit.client", "plaudit.errors", "plaudit"}
+
+
+def test_only_demo_and_the_command_line_know_simulated_people() -> None:
+    for path in modules():
+        if "plaudit.simulate" in set(imported(path)):
+            room = path.relative_to(PACKAGE).parts[0]
+            assert room == "cli" or room.startswith("demo"), path
+
+
+def test_init_files_are_empty() -> None:
+    assert [path for path in PACKAGE.rglob("__init__.py") if path.read_text().strip()] == []
+
+
+def test_no_file_is_named_after_nothing() -> None:
+    assert [path for path in modules() if path.stem in FORBIDDEN_NAMES] == []
+
+
+def test_only_settings_read_the_environment() -> None:
+    """Law 5. learn's programs set thread variables for torch before it is imported; they are processes of their own."""
+    for path in modules():
+        name = str(path.relative_to(PACKAGE))
+        if name == "settings.py" or name.startswith(("learn/", "policy_server/", "cli/", "demo")):
+            continue
+        source = ast.parse(path.read_text())
+        reads = [
+            node for node in ast.walk(source) if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
+        ]
+        assert not reads, f"{name} reads the environment; take a plain value instead"

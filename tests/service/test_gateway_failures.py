@@ -1,0 +1,270 @@
+"""What the gateway does when the model server, or the client, does not do its part."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+
+import httpx
+import openai
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.routing import Route
+
+from plaudit import openai_protocol as protocol
+from plaudit.domain import (
+    Completion,
+    CompletionStatus,
+    Experiment,
+    Interaction,
+    Release,
+    ReleaseState,
+    Response,
+    new_id,
+    utc_now,
+)
+from plaudit.loop import experiment
+
+BODY = {"model": "plaudit", "messages": [{"role": "user", "content": "hello"}]}
+
+
+class Midway(Exception):
+    """Raised inside a scripted upstream: its connection breaks."""
+
+
+def upstream(handler) -> Starlette:
+    return Starlette(routes=[Route("/v1/chat/completions", handler, methods=["POST"])])
+
+
+def words(*texts: str) -> list[bytes]:
+    return [protocol.event(protocol.chunk("x", 0, "m", 0, {"content": text})) for text in texts]
+
+
+def streaming(*pieces: bytes, end: BaseException | None = None):
+    async def handler(request: Request) -> StreamingResponse:
+        async def body():
+            for piece in pieces:
+                yield piece
+            if end is not None:
+                raise end
+
+        return StreamingResponse(body(), media_type="text/event-stream")
+
+    return handler
+
+
+def post(service, **more) -> httpx.Response:
+    headers = {"authorization": f"Bearer {service.key('application')}"}
+    return httpx.post(service.url + "/v1/chat/completions", json={**BODY, **more}, headers=headers, timeout=30)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("answer", "status", "code"),
+    [
+        (PlainTextResponse("boom", 500), 502, "upstream_error"),
+        (JSONResponse({"error": {"message": "too long"}}, 400), 400, "upstream_error"),
+        (JSONResponse({"error": {"message": "bad key"}}, 401), 502, "upstream_error"),
+        (JSONResponse({"error": {"message": "slow down"}}, 429, {"retry-after": "7"}), 429, "upstream_error"),
+        (JSONResponse({"error": "full"}, 503), 503, "upstream_error"),
+        (PlainTextResponse("<html>not json</html>"), 502, "upstream_error"),
+        (JSONResponse({"choices": []}), 502, "upstream_error"),
+        (PlainTextResponse("data: {broken\n\n", media_type="text/event-stream"), 502, "upstream_error"),
+    ],
+)  # fmt: skip
+def test_an_error_before_the_first_byte_keeps_its_meaning(start_service, serve, stream, answer, status, code) -> None:
+    async def handler(request: Request):
+        return answer
+
+    service = start_service(serve(upstream(handler)) + "/v1", "m-1")
+    response = post(service, stream=stream)
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert error["code"] == code
+    assert error["message"].startswith("The model server")
+    assert response.headers.get("retry-after") == {429: "7", 503: "1"}.get(status)
+    (completion,) = service.store.find(Completion)
+    assert (completion.status, completion.error) == (CompletionStatus.ERROR, error["message"])
+    assert service.store.count(Interaction) == 1
+    assert service.store.count(Response) == 0
+
+
+def test_nobody_at_the_address_is_a_502(start_service) -> None:
+    response = post(start_service("http://127.0.0.1:9/v1", "m-1"))
+    assert response.status_code == 502
+    assert "out of reach" in response.json()["error"]["message"]
+
+
+def test_a_silent_model_server_is_a_504(start_service, serve) -> None:
+    gone = threading.Event()
+
+    async def silent(request: Request) -> PlainTextResponse:
+        while not gone.is_set():
+            await asyncio.sleep(0.02)
+        return PlainTextResponse("late")
+
+    service = start_service(serve(upstream(silent)) + "/v1", "m-1", upstream_timeout_s=0.3)
+    try:
+        for stream in (False, True):
+            response = post(service, stream=stream)
+            assert response.status_code == 504
+            assert "silent" in response.json()["error"]["message"]
+    finally:
+        gone.set()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_hiccup_before_the_first_byte_is_tried_again_once(start_service, serve, stream) -> None:
+    asked = []
+
+    async def handler(request: Request):
+        asked.append(await request.json())
+        if len(asked) == 1:
+            raise Midway
+        if stream:
+            return await streaming(*words("better"), protocol.DONE)(request)
+        return JSONResponse(
+            protocol.completion("x", 0, "m", [protocol.choice(0, "better", "stop")], protocol.usage(1, 1))
+        )
+
+    service = start_service(serve(upstream(handler)) + "/v1", "m-1")
+    response = post(service, stream=stream)
+    assert response.status_code == 200
+    assert "better" in response.text
+    assert len(asked) == 2
+    assert service.store.count(Interaction) == 1
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param(streaming(*words("half", " of")), id="ends without DONE"),
+        pytest.param(streaming(*words("half", " of"), end=Midway()), id="breaks"),
+        pytest.param(streaming(*words("half", " of"), b'data: {"error": {"message": "gpu"}}\n\n'), id="says error"),
+        pytest.param(streaming(*words("half", " of"), b"data: {nonsense\n\n"), id="turns to garbage"),
+    ],
+)
+def test_an_upstream_that_dies_midway_ends_the_stream_with_an_error_event(start_service, serve, end) -> None:
+    service = start_service(serve(upstream(end)) + "/v1", "m-1")
+    response = post(service, stream=True)
+    assert response.status_code == 200  # the first byte was out
+    assert "[DONE]" not in response.text
+    last = response.text.strip().split("\n\n")[-1]
+    assert last.startswith("event: error\n")
+    assert json.loads(last.split("data: ", 1)[1])["error"]["code"] == "upstream_error"
+    (completion,) = service.store.find(Completion)
+    assert completion.status == CompletionStatus.ERROR
+    (kept,) = service.store.find(Response)
+    assert kept.text == "half of"
+    with (
+        openai.OpenAI(base_url=service.url + "/v1", api_key=service.key("application"), max_retries=0) as client,
+        pytest.raises(openai.APIError, match="model server"),
+    ):
+        list(client.chat.completions.create(**BODY, stream=True))
+
+
+def test_a_client_that_leaves_midway_cancels_the_generation_and_leaves_its_part(start_service, serve) -> None:
+    stopped = threading.Event()
+
+    async def handler(request: Request) -> StreamingResponse:
+        async def body():
+            try:
+                for number in range(10_000):
+                    yield words(f" {number}")[0]
+                    await asyncio.sleep(0.01)
+            finally:
+                stopped.set()
+
+        return StreamingResponse(body(), media_type="text/event-stream")
+
+    service = start_service(serve(upstream(handler)) + "/v1", "m-1")
+    with openai.OpenAI(base_url=service.url + "/v1", api_key=service.key("application"), max_retries=0) as client:
+        stream = client.chat.completions.create(**BODY, stream=True)
+        seen = ""
+        for chunk in stream:
+            seen += chunk.choices[0].delta.content or ""
+            if seen.endswith(" 5"):
+                break
+        stream.close()
+    (completion,) = service.stored(Completion)
+    assert completion.status == CompletionStatus.CANCELLED
+    (response,) = service.stored(Response)
+    assert response.text.startswith(" 0 1 2 3 4 5")
+    assert len(response.text) < 1000
+    assert stopped.wait(10), "the model server was left generating"
+
+
+def test_a_client_that_leaves_a_whole_completion_cancels_it_too(start_service, serve) -> None:
+    reached, stopped = threading.Event(), threading.Event()
+
+    async def handler(request: Request):
+        reached.set()
+        while not await request.is_disconnected():
+            await asyncio.sleep(0.02)
+        stopped.set()
+        return PlainTextResponse("")
+
+    service = start_service(serve(upstream(handler)) + "/v1", "m-1")
+    headers = {"authorization": f"Bearer {service.key('application')}"}
+    with httpx.Client(timeout=0.5) as client, pytest.raises(httpx.ReadTimeout):
+        client.post(service.url + "/v1/chat/completions", json=BODY, headers=headers)
+    assert reached.is_set()
+    (completion,) = service.stored(Completion)
+    assert completion.status == CompletionStatus.CANCELLED
+    assert stopped.wait(10), "the model server was left generating"
+    assert service.store.count(Interaction) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_live_release_stands_in_for_a_candidate_that_cannot_answer(start_service, stream) -> None:
+    service = start_service()
+    control = service.store.find(Release)[0]
+    now = utc_now()
+    candidate = Release(
+        id=new_id(Release), project_id=service.project.id, checkpoint_id=None, model="broken",
+        upstream="http://127.0.0.1:9/v1", state=ReleaseState.CANARY, created_at=now, state_at=now,
+    )  # fmt: skip
+    service.store.add(candidate)
+    started = experiment.start(service.store, service.project.id, candidate.id, control.id, now, stages=(0.5,))
+    config = experiment.serving_config(service.store, service.project.id)
+    user = next(f"u{n}" for n in range(100) if experiment.assign(config, f"u{n}").release_id == candidate.id)
+    response = post(service, stream=stream, user=user)
+    assert response.status_code == 200
+    assert '"model":"fake-1"' in response.text
+    (interaction,) = service.store.find(Interaction)
+    assert (interaction.experiment_id, interaction.arm) == (started.id, "candidate")  # analysed as assigned
+    assert (interaction.release_id, interaction.served_release_id) == (candidate.id, control.id)
+    (completion,) = service.store.find(Completion)
+    assert completion.status == CompletionStatus.OK
+    assert candidate.id in completion.error
+    assert service.store.count(Experiment) == 1
+
+
+def test_a_request_at_fault_is_not_handed_to_another_release_and_nothing_is_stored(start_service) -> None:
+    service = start_service()
+    for body in (
+        {"messages": []},
+        {"messages": [{"role": "user", "content": "x\u0000y"}]},
+        {"temperature": 3},
+        {"n": 0},
+        {"plaudit": {"training_use": "perhaps"}},
+        {"plaudit": {"conversation": "c"}},
+        {"user": 7},
+        {"stream": "yes"},
+    ):
+        response = post(service, **body)
+        assert response.status_code == 400, body
+        assert response.json()["error"]["type"] == "invalid_request_error"
+    assert service.store.count(Interaction) == 0
+
+
+def test_no_live_release_is_a_503_that_says_what_to_do(start_service) -> None:
+    service = start_service("")
+    response = post(service)
+    assert response.status_code == 503
+    assert "plaudit up" in response.json()["error"]["message"]
+    assert httpx.get(service.url + "/readyz").status_code == 503
+    assert httpx.get(service.url + "/healthz").status_code == 200

@@ -1,0 +1,126 @@
+"""`python -m plaudit.learn`: exit codes, the last line of stderr, idempotence, and kill -9 at any moment."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from plaudit.artifacts import PreferenceRow, write_snapshot
+from plaudit.learn import __main__ as program
+from plaudit.learn.run_folder import read_jsonl
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """(base folder, Snapshot folder) of 24 pairs."""
+    from plaudit.learn import base_models
+
+    parent = tmp_path_factory.mktemp("world")
+    rows = [
+        PreferenceRow(
+            preference_id=f"p{i}", comparison_id=f"c{i}", criterion="overall", family=f"f{i}",
+            split="valid" if i % 4 == 3 else "train", messages=({"role": "user", "content": f"say {i}"},),
+            chosen="aeiou " * (1 + i % 3), rejected="tnshr " * (1 + i % 2), probability=0.8, weight=1.0, source="annotation",
+        )
+        for i in range(24)
+    ]  # fmt: skip
+    return base_models.prepare("tiny", parent), write_snapshot(parent, rows, [], [], {}, {}).folder
+
+
+def write_run(folder, world, **config):
+    folder.mkdir(exist_ok=True)
+    base, snapshot = world
+    raw = {"base": str(base), "snapshot": str(snapshot), "baselines": False, "batch_pairs": 2, "epochs": 2} | config
+    (folder / "config.json").write_text(json.dumps(raw))
+    return folder
+
+
+def last_error(capsys):
+    return json.loads(capsys.readouterr().err.splitlines()[-1])
+
+
+def test_a_run_finishes_once(tmp_path, world, capsys):
+    folder = write_run(tmp_path / "run", world)
+    assert program.main(["reward", str(folder)]) == 0
+    assert capsys.readouterr().out.strip().endswith("is done.")
+    assert (folder / "result.json").is_file()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert program.main(["reward", str(folder)]) == 0
+    assert "already finished" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_users_mistake_is_one_json_line_and_exit_2(tmp_path, world, capsys):
+    assert program.main(["reward", str(tmp_path / "nowhere")]) == 2
+    assert last_error(capsys)["code"] == "not_found"
+    folder = write_run(tmp_path / "run", world, epoch=3)
+    assert program.main(["reward", str(folder)]) == 2
+    error = last_error(capsys)
+    assert error["code"] == "config_error"
+    assert "did you mean 'epochs'" in error["message"]
+    assert program.main(["rewards", str(folder)]) == 2
+    assert "usage" in last_error(capsys)["message"]
+
+
+def test_a_full_disk_is_told_and_a_bug_is_not_hidden(tmp_path, world, capsys, monkeypatch):
+    from plaudit.learn import reward
+
+    folder = write_run(tmp_path / "run", world)
+
+    def fail(number):
+        def train(*_):
+            raise OSError(number, os.strerror(number), "metrics.jsonl")
+
+        return train
+
+    monkeypatch.setattr(reward, "train", fail(errno.ENOSPC))
+    assert program.main(["reward", str(folder)]) == 2
+    assert last_error(capsys)["code"] == "training_stopped"
+    monkeypatch.setattr(reward, "train", fail(errno.EACCES))
+    with pytest.raises(PermissionError):
+        program.main(["reward", str(folder)])
+
+
+def test_prepare_prints_the_folder(tmp_path, capsys):
+    assert program.main(["prepare", "tiny", str(tmp_path)]) == 0
+    assert (tmp_path / capsys.readouterr().out.strip().split("/")[-1] / "config.json").is_file()
+
+
+def test_a_changed_config_is_refused_once_training_began(tmp_path, world, capsys):
+    folder = write_run(tmp_path / "run", world)
+    (folder / "state").mkdir()
+    (folder / "config.resolved.json").write_text("{}")
+    assert program.main(["reward", str(folder)]) == 2
+    assert "changed after the run had started" in last_error(capsys)["message"]
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(tmp_path, world):
+    """kill -9 as soon as the metrics show some progress, three times; the Checkpoint is the uninterrupted one's, bit for bit."""
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+
+    def command(folder):
+        return [sys.executable, "-m", "plaudit.learn", "reward", str(folder)]
+
+    compute = {"threads": 2, "dtype": "float32"}
+    whole = write_run(tmp_path / "whole", world, epochs=8, compute=compute)
+    subprocess.run(command(whole), check=True, env=environment, capture_output=True)
+    cut = write_run(tmp_path / "cut", world, epochs=8, compute=compute)
+    for target in (1, 20, 40):
+        process = subprocess.Popen(command(cut), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and len(read_jsonl(cut / "metrics.jsonl")) < target:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (cut / "checkpoint" / "manifest.json").exists()
+    done = subprocess.run(command(cut), check=True, env=environment, capture_output=True, text=True)
+    assert "is done" in done.stdout
+    for name in ("adapter_model.safetensors", "head.safetensors"):
+        assert (cut / "checkpoint" / name).read_bytes() == (whole / "checkpoint" / name).read_bytes()
+    rows = [[(r["step"], r["phase"], r.get("loss")) for r in read_jsonl(f / "metrics.jsonl")] for f in (whole, cut)]
+    assert rows[0] == rows[1]

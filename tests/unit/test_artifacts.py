@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plaudit import artifacts
+from plaudit.artifacts import DemonstrationRow, PreferenceRow, PromptRow, open_snapshot, write_snapshot
+from plaudit.errors import BadInput, Conflict, Corrupt, NotFound
+
+
+def preference(number: int, split: str = "train", text: str = "yes") -> PreferenceRow:
+    return PreferenceRow(
+        preference_id=f"prf_{number}",
+        comparison_id=f"cmp_{number}",
+        criterion="overall",
+        family=f"family {number}",
+        split=split,
+        messages=({"role": "user", "content": f"question {number}"},),
+        chosen=text,
+        rejected="no",
+        probability=0.5 + number / 1000,
+        weight=2.5,
+        source="annotation",
+    )
+
+
+PREFERENCES = [preference(i, "test" if i % 5 == 0 else "train") for i in range(20)]
+DEMONSTRATION = DemonstrationRow("dem_1", "f", "train", ({"role": "user", "content": "q"},), "ü 漢 🎉", "edit")
+PROMPTS = [PromptRow(f"pmt_{i}", "f", "train", ({"role": "user", "content": str(i)},)) for i in range(3)]
+
+
+def frozen(parent: Path, rows: list[PreferenceRow] | None = None, **config: object) -> artifacts.Snapshot:
+    return write_snapshot(parent, rows or PREFERENCES, [DEMONSTRATION], PROMPTS, config, {"note": "n"})
+
+
+# --- canonical form ----------------------------------------------------------------------------------------------------
+
+
+def test_canonical_bytes_are_those_of_json_with_sorted_keys() -> None:
+    assert artifacts.canonical({"b": [1, 0.1, None], "a": "ü"}) == '{"a":"ü","b":[1,0.1,null]}'.encode()
+    # printf '{"a":1}' | sha256sum
+    assert artifacts.sha256_of({"a": 1}) == "015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862"
+    with pytest.raises(ValueError, match="Out of range"):
+        artifacts.canonical(float("nan"))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.randoms(use_true_random=False), st.integers(0, 19))
+def test_row_hashes_ignore_order_and_nothing_else(draw: random.Random, index: int) -> None:
+    shuffled = list(PREFERENCES)
+    draw.shuffle(shuffled)
+    assert artifacts.hash_rows(shuffled) == artifacts.hash_rows(PREFERENCES)
+    shuffled[index] = preference(99)
+    assert artifacts.hash_rows(shuffled) != artifacts.hash_rows(PREFERENCES)
+    assert artifacts.hash_rows([*PREFERENCES, PREFERENCES[0]]) != artifacts.hash_rows(PREFERENCES)
+
+
+# --- folders -----------------------------------------------------------------------------------------------------------
+
+
+def folder(parent: Path) -> Path:
+    made = artifacts.new_folder(parent, "made")
+    (made / "sub").mkdir()
+    (made / "sub" / "a.bin").write_bytes(b"abc")
+    (made / "b.txt").write_text("b")
+    (made / ".hidden").write_text("left out")
+    return made
+
+
+def test_a_folder_is_finished_by_its_manifest_and_verifies(tmp_path: Path) -> None:
+    made = folder(tmp_path)
+    with pytest.raises(NotFound, match="not a finished"):
+        artifacts.read_manifest(made)
+    manifest = artifacts.finish(made, "checkpoint", {"kind": "policy"})
+    assert sorted(manifest.files) == ["b.txt", "sub/a.bin"]
+    assert manifest.files["sub/a.bin"].size_bytes == 3
+    assert artifacts.verify(made, "checkpoint") == manifest
+    with pytest.raises(Conflict, match="already finished"):
+        artifacts.finish(made, "checkpoint", {})
+    with pytest.raises(Conflict, match="already finished"):
+        artifacts.new_folder(tmp_path, "made")
+    with pytest.raises(BadInput, match="holds a checkpoint, not a snapshot"):
+        artifacts.verify(made, "snapshot")
+
+
+def test_the_identity_is_content_and_body(tmp_path: Path) -> None:
+    ids = {
+        artifacts.finish(folder(tmp_path / name), "checkpoint", {"x": body}).id
+        for name, body in (("one", 1), ("two", 1), ("three", 2))
+    }
+    assert len(ids) == 2
+
+
+@pytest.mark.parametrize("name", ["b.txt", "sub/a.bin"])
+def test_a_changed_or_missing_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    made = folder(tmp_path)
+    artifacts.finish(made, "checkpoint", {})
+    right = (made / name).read_bytes()
+    (made / name).write_bytes(bytes([right[0] ^ 1]) + right[1:])  # same size: only the hash can tell
+    with pytest.raises(Corrupt, match=name):
+        artifacts.verify(made)
+    (made / name).unlink()
+    with pytest.raises(Corrupt, match=f"{name} is missing"):
+        artifacts.verify(made)
+
+
+def test_a_manifest_that_is_broken_or_newer_is_refused(tmp_path: Path) -> None:
+    made = folder(tmp_path)
+    artifacts.finish(made, "checkpoint", {})
+    path = made / artifacts.MANIFEST
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps({**raw, "version": 999}))
+    with pytest.raises(BadInput, match="newer Plaudit"):
+        artifacts.verify(made)
+    for broken in ("{", "[]", json.dumps({"kind": "checkpoint"})):
+        path.write_text(broken)
+        with pytest.raises(Corrupt, match=artifacts.MANIFEST):
+            artifacts.verify(made)
+
+
+def test_an_interrupted_attempt_is_swept_away(tmp_path: Path) -> None:
+    made = folder(tmp_path)
+    assert list(artifacts.new_folder(tmp_path, "made").iterdir()) == []
+    assert made.exists()
+
+
+def test_an_atomic_write_leaves_no_half_file(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "x.json"
+    artifacts.write_atomic(path, "one")
+    artifacts.write_atomic(path, b"two")
+    assert [one.name for one in path.parent.iterdir()] == ["x.json"]
+    assert path.read_bytes() == b"two"
+    with pytest.raises(UnicodeEncodeError):
+        artifacts.write_atomic(path, "half \ud800")
+    assert path.read_bytes() == b"two"
+
+
+# --- Snapshots ---------------------------------------------------------------------------------------------------------
+
+
+def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
+    opened = open_snapshot(frozen(tmp_path).folder)
+    assert sorted(opened.preferences(), key=lambda row: row.preference_id) == sorted(
+        PREFERENCES, key=lambda row: row.preference_id
+    )
+    assert opened.demonstrations() == [DEMONSTRATION]
+    assert {row.prompt_id for row in opened.prompts()} == {"pmt_0", "pmt_1", "pmt_2"}
+    assert {row.preference_id for row in opened.preferences("test")} == {"prf_0", "prf_5", "prf_10", "prf_15"}
+    assert opened.preferences("valid") == []
+    assert opened.manifest.body["counts"] == {"preferences": 20, "demonstrations": 1, "prompts": 3}
+
+
+def test_same_rows_and_config_same_snapshot_whatever_their_order(tmp_path: Path) -> None:
+    first = frozen(tmp_path / "a", seed=1)
+    assert frozen(tmp_path / "a", seed=1).folder == first.folder
+    second = frozen(tmp_path / "b", list(reversed(PREFERENCES)), seed=1)
+    assert (second.manifest.id, second.manifest.files) == (first.manifest.id, first.manifest.files)
+    assert frozen(tmp_path / "a", seed=2).manifest.id != first.manifest.id
+    assert (
+        frozen(tmp_path / "a", [*PREFERENCES[:-1], preference(19, text="Yes")], seed=1).manifest.id != first.manifest.id
+    )
+
+
+def test_the_golden_identity(tmp_path: Path) -> None:
+    """Frozen: people's manifests hold such ids, so neither the rows' canonical form nor the formula may change."""
+    rows = [preference(1)]
+    row_bytes = (
+        b'{"chosen":"yes","chosen_finished":true,"comparison_id":"cmp_1","criterion":"overall","family":"family 1",'
+        b'"messages":[{"content":"question 1","role":"user"}],"preference_id":"prf_1","probability":0.501,"rejected":"no","rejected_finished":true,'
+        b'"source":"annotation","split":"train","weight":2.5}'
+    )
+    table = hashlib.sha256(hashlib.sha256(row_bytes).digest()).hexdigest()
+    empty = hashlib.sha256(b"").hexdigest()
+    text = (
+        f'{{"config":{{"seed":0}},"tables":{{"demonstrations":"{empty}","preferences":"{table}","prompts":"{empty}"}}}}'
+    )
+    made = write_snapshot(tmp_path, rows, [], [], {"seed": 0}, {})
+    assert made.manifest.id == hashlib.sha256(text.encode()).hexdigest()
+    assert made.folder.name == made.manifest.id[:16]
+
+
+def test_an_interrupted_freeze_is_begun_again(tmp_path: Path) -> None:
+    first = frozen(tmp_path)
+    (first.folder / artifacts.MANIFEST).unlink()  # as if killed before the manifest
+    again = frozen(tmp_path)
+    assert again.manifest == first.manifest
+    assert [path.name for path in tmp_path.iterdir()] == [first.folder.name]
+
+
+def test_a_flipped_byte_in_any_table_is_refused(tmp_path: Path) -> None:
+    made = frozen(tmp_path)
+    for name in made.manifest.files:
+        path = made.folder / name
+        right = path.read_bytes()
+        path.write_bytes(right[:-9] + bytes([right[-9] ^ 1]) + right[-8:])
+        with pytest.raises(Corrupt, match=name):
+            open_snapshot(made.folder)
+        path.write_bytes(right)
