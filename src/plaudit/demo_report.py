@@ -118,7 +118,7 @@ def number(value: Any, digits: int = 2) -> str:
 
 
 def interval(value: Mapping[str, Any] | None, digits: int = 2) -> str:
-    """`0.61 [0.57, 0.65]`: a mean and its 95 % interval."""
+    """`0.61 [0.57, 0.65]`: a mean and its 95 % interval."""
     if not value or value.get("mean") is None:
         return "–"
     if value.get("low") is None or value.get("high") is None:
@@ -187,7 +187,7 @@ def figures(summary: Json) -> list[Figure]:
         Figure("Share of the headroom to best-of-16", number(hidden.get("headroom_fraction")), True),
         Figure("Canary", f"{canary['decision'] or 'not run'}, {number(canary['n_users'])} users", True),
         Figure("Promoted", number(summary["promoted"]), False),
-        Figure("Rolled back by command", number(summary["rolled_back"]), False),
+        Figure("Rolled back", number(summary["rolled_back"]), False),
     ]
 
 
@@ -231,7 +231,9 @@ def stages(summary: Json) -> list[Stage]:
         ),
         Stage("Release", f"{of('approvals')} named approvals", f"{of('refusals')} refusals shown"),
         Stage("Experiment", f"{number(canary['n_users'])} users", f"{canary['decision'] or 'not run'}; {end}"),
-        Stage("Monitor", f"{of('measurements')} measurements", f"{of('alerts')} alert fired and resolved"),
+        Stage(
+            "Monitor", f"{of('measurements')} measurements", f"{of('alerts')} alerts fired, {of('resolved')} resolved"
+        ),
     ]
 
 
@@ -290,7 +292,7 @@ def _annotators(people: Sequence[Json]) -> Picture:
     rows = [{"label": p["name"], "mean": p["reliability"], "low": p["low"], "high": p["high"]} for p in people]
     return _picture(
         charts.spans,
-        "Estimated reliability of each simulated annotator (probability of the consensus answer), 95 % interval; dashed: guessing.",
+        "Estimated reliability of each simulated annotator (probability of the consensus answer), 95 % interval; dashed: guessing.",
         True,
         ("annotator", "answers", "reliability", "low", "high", "truth (simulated)"),
         [(p["name"], p["n"], p["reliability"], p["low"], p["high"], p["truth"]) for p in people],
@@ -304,7 +306,7 @@ def _annotators(people: Sequence[Json]) -> Picture:
 def _accuracy(rows: Sequence[Json]) -> Picture:
     return _picture(
         charts.spans,
-        "Accuracy on held-out preferences of simulated annotators, 95 % interval over prompt families; dashed: chance.",
+        "Accuracy on held-out preferences of simulated annotators, 95 % interval over prompt families; dashed: chance.",
         True,
         ("model", "accuracy", "low", "high", "pairs"),
         [(r["label"], r["mean"], r["low"], r["high"], r["n"]) for r in rows],
@@ -317,7 +319,7 @@ def _accuracy(rows: Sequence[Json]) -> Picture:
 def _calibration(bins: Sequence[Json]) -> Picture:
     return _picture(
         charts.calibration,
-        "Calibration of the reward model on held-out pairs (simulated annotators): on the dashed line a promise of 70 % comes true in 70 %.",
+        "Calibration of the reward model on held-out pairs (simulated annotators): on the dashed line a promise of 70 % comes true in 70 %.",
         True,
         ("predicted", "observed", "pairs"),
         [(b["predicted"], b["observed"], b["n"]) for b in bins],
@@ -360,7 +362,7 @@ def _utilities(utilities: Mapping[str, Json]) -> Picture:
     ]
     return _picture(
         charts.spans,
-        "Candidate minus base in both simulated utilities (0 to 1), paired by held-out prompt, 95 % interval; dashed: no difference.",
+        "Candidate minus base in both simulated utilities (0 to 1), paired by held-out prompt, 95 % interval; dashed: no difference.",
         True,
         ("utility", "difference", "low", "high", "prompts"),
         [(r["label"], r["mean"], r["low"], r["high"], r["n"]) for r in rows],
@@ -427,7 +429,7 @@ def _baselines(rows: Sequence[Json]) -> Picture:
     ]
     return _picture(
         charts.spans,
-        "Simulated held-out users' utility against the base's, PPO beside what is simpler, paired by prompt, 95 % interval.",
+        "Simulated held-out users' utility against the base's, PPO beside what is simpler, paired by prompt, 95 % interval.",
         True,
         ("method", "utility", "difference", "low", "high", "mean words"),
         [

@@ -94,6 +94,7 @@ def a_summary() -> dict[str, Any]:
                 "refusals": 2,
                 "measurements": 96,
                 "alerts": 1,
+                "resolved": 1,
             },
             "agreement": {"raw": span(0.61, 0.02), "ac1": span(0.31, 0.03), "alpha": span(0.28, 0.03)},
             "annotators": [

@@ -30,6 +30,8 @@ def run(when_due: bool, until: str | None, home: Path | None, as_json: bool) -> 
     from plaudit.loop import pipeline
 
     opened = open_home(home)
+    if when_due:
+        pipeline.require_due(opened.store, opened.project_id, opened.settings.min_new_preferences)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("turn", total=None)
@@ -38,8 +40,7 @@ def run(when_due: bool, until: str | None, home: Path | None, as_json: bool) -> 
             progress.update(task, completed=line["step"], total=line["of"], description=f"{step} {line['phase']}")
 
         turn = pipeline.turn_of(opened.settings, opened.store, opened.project_id, on_progress=show)
-        least = opened.settings.min_new_preferences
-        report = pipeline.run_when_due(turn, least, until) if when_due else pipeline.run_turn(turn, until)
+        report = pipeline.run_turn(turn, until)
     if as_json:
         print_json({"turn": report.number, "waiting": report.waiting, "outputs": dict(report.outputs)})
         return

@@ -65,11 +65,12 @@ def rules() -> None:
     """The alert rules, with direction and thresholds."""
     from plaudit.loop.monitor import RULES
 
-    table = Table("rule", "metric", "direction", "warning", "critical", "clears", "least n", "blocks retraining")
     for rule in RULES:
-        numbers = (f"{value:g}" for value in (rule.warn, rule.critical, rule.clear, rule.min_samples))
-        table.add_row(rule.name, rule.metric, rule.direction, *numbers, "if critical" if rule.blocking else "")
-    Console().print(table)
+        blocks = ", and then blocks retraining" if rule.blocking else ""
+        click.echo(
+            f"{rule.name}: {rule.metric} has the {rule.direction} {rule.warn:g}, critical at {rule.critical:g}{blocks}; "
+            f"clears at {rule.clear:g} (from n = {rule.min_samples})"
+        )
 
 
 def _print(rows: list[Measurement], as_json: bool) -> None:

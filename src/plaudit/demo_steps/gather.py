@@ -78,6 +78,7 @@ def ask(demo: Demo, planned: Sequence[simulate.Visit], tell: Tell) -> int:
             concurrency=demo.options.plan.concurrency,
             max_tokens=demo.options.plan.max_tokens,
             temperature=demo.options.plan.temperature,
+            centre=demo.options.plan.demand,
             on_done=lambda count: tell(count, len(left)),
         )
     return len(left)

@@ -16,7 +16,7 @@ from plaudit.client import Plaudit
 from plaudit.demo_steps import gather
 from plaudit.demo_steps.gather import Tell
 from plaudit.demo_steps.house import APPLICATION, APPROVERS, OWNER, Demo, command, once
-from plaudit.demo_steps.plan import MIN_STAGE_USERS, STAGES
+from plaudit.demo_steps.plan import GOAL_MARGIN, MIN_STAGE_USERS, STAGES
 from plaudit.domain import (
     Approval,
     AuditEntry,
@@ -107,7 +107,7 @@ def _experiment(demo: Demo, offered: Release) -> Experiment:
     if known is not None:
         return known
     control = release.live(demo.store, demo.project_id)
-    rules = Rules(min_stage_users=MIN_STAGE_USERS)
+    rules = Rules(min_stage_users=MIN_STAGE_USERS, goal_margin=GOAL_MARGIN)
     return experiment.start(
         demo.store, demo.project_id, offered.id, control.id, utc_now(), stages=STAGES, rules=rules, by=OWNER
     )
@@ -222,6 +222,7 @@ def _serves(demo: Demo, wanted: Release) -> bool:
             [visit],
             max_tokens=demo.options.plan.max_tokens,
             temperature=demo.options.plan.temperature,
+            centre=demo.options.plan.demand,
         )
         recorded = demo.store.get(Interaction, asked[0].interaction_id)
         seen.append(recorded.served_release_id or "")

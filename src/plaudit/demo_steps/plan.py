@@ -28,7 +28,9 @@ from plaudit.learn.configs import (
 
 STAGES = (0.1, 0.5)  # share of all users in each arm
 MIN_STAGE_USERS = 5  # in each arm before the ramp goes on
-MIN_NEW_PREFERENCES = 60
+# In thumbs-down per message. The gate has shown that the candidate is better; what 400 to 700 users can show beside it is that none is harmed.
+GOAL_MARGIN = 0.1
+MIN_NEW_PREFERENCES = 50
 MONITOR_INTERVAL_S = 2.0
 OVERLAP = 3
 
@@ -65,6 +67,9 @@ class DemoPlan:
     ppo: PPOConfig
     sft: SFTConfig
     temperature: float = 0.7
+    demand: float = field(
+        default=0.45, metadata={"help": "Utility at which a simulated user's thumb is as likely up as down."}
+    )
     denied_fraction: float = 0.05
     concurrency: int = 96
     n_hidden_users: int = 40
@@ -150,8 +155,8 @@ FULL = DemoPlan(
     first_visits=70,
     visits_per_look=70,
     most_visits=700,
-    visits_per_mood=80,
-    n_next=100,
+    visits_per_mood=76,
+    n_next=70,
     system_prompt=(
         "You answer customers. Say what to do about exactly what was asked, in two or three whole sentences, without symbols or links."
     ),
@@ -197,25 +202,27 @@ TINY = DemoPlan(
     name="tiny",
     base="tiny",
     people="bytes",
-    n_users=200,
-    n_evaluation=120,
-    max_tokens=24,
+    n_users=180,
+    n_evaluation=104,
+    max_tokens=16,
     first_visits=70,
-    visits_per_look=90,
-    most_visits=700,
-    visits_per_mood=80,
-    n_next=100,
+    visits_per_look=120,
+    most_visits=800,
+    visits_per_mood=76,
+    n_next=70,
     system_prompt="aeiou",
     temperature=1.0,
+    demand=0.55,
+    concurrency=48,
     reward=RewardConfig(
         **_given(
             lora=LoraConfig(rank=8, alpha=16.0),
             first_layer=0,
             pooling="mean",
-            epochs=6,
+            epochs=4,
             batch_pairs=16,
             max_prompt_tokens=64,
-            max_response_tokens=32,
+            max_response_tokens=20,
             optimizer=OptimizerConfig(learning_rate=3e-3, head_learning_rate=1e-2),
             compute=ComputeConfig(save_every=5),
         )
@@ -225,8 +232,8 @@ TINY = DemoPlan(
             reward="-",
             lora=LoraConfig(rank=8, alpha=16.0),
             first_layer=0,
-            steps=10,
-            sampling=SamplingConfig(prompts_per_step=16, samples_per_prompt=4, max_new_tokens=24, max_prompt_tokens=64),
+            steps=8,
+            sampling=SamplingConfig(prompts_per_step=16, samples_per_prompt=4, max_new_tokens=16, max_prompt_tokens=64),
             kl=KLConfig(coef=0.3, budget=4.0),
             epochs=2,
             minibatches=2,
@@ -240,7 +247,7 @@ TINY = DemoPlan(
             first_layer=0,
             epochs=3,
             max_prompt_tokens=64,
-            max_response_tokens=32,
+            max_response_tokens=20,
             optimizer=OptimizerConfig(learning_rate=3e-3),
         )
     ),

@@ -14,6 +14,7 @@ from plaudit.demo_steps.offer import Offered
 from plaudit.demo_steps.plan import OVERLAP, TWINS
 from plaudit.domain import (
     Alert,
+    AlertState,
     Annotation,
     Approval,
     Comparison,
@@ -133,6 +134,7 @@ def _counts(demo: Demo, gathered: Gathered) -> Json:
         "refusals": offer.n_refusals(demo),
         "measurements": n(Measurement),
         "alerts": n(Alert),
+        "resolved": store.count(Alert, project_id=project, state=AlertState.RESOLVED),
         "snapshot": gathered.record.counts,
     }
 
@@ -190,12 +192,20 @@ def _reward(result: Json) -> Json:
     }
 
 
+_SIGNS = {"prompts judged": "at least", "win rate": "interval above", "eos": "at least", "length change": "at most ±"}
+
+
 def _condition(one: Json) -> Json:
     value, interval = one["value"], one["interval"]
     shown = "not measured" if value is None else f"{value:.3g}"
     if interval:
         shown = f"{interval['mean']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
-    return {"name": one["name"], "shown": shown, "threshold": f"{one['threshold']:g}", "passed": one["passed"]}
+    return {
+        "name": one["name"],
+        "shown": shown,
+        "threshold": f"{_SIGNS.get(one['name'], 'at most')} {one['threshold']:g}",
+        "passed": one["passed"],
+    }
 
 
 def _examples(demo: Demo, hidden: Mapping[str, Any]) -> Json:

@@ -17,7 +17,7 @@ from plaudit.errors import Unavailable
 from plaudit.loop import monitor, release
 from plaudit.loop.worker import WINDOW_INTERACTIONS
 
-ANGRY, CALM = -4.0, 0.0  # log-odds added to a thumbs-up
+ANGRY, CALM = -4.0, 1.5  # log-odds added to a thumbs-up: an angry crowd, a content one
 RULE = "satisfaction_fell"
 METRIC = "thumbs_up_rate"
 ROUNDS = 4  # of visits, until the alert follows the mood
@@ -32,10 +32,9 @@ def watch(demo: Demo, tell: Tell) -> Json:
     fired = _until_alert(demo, AlertState.FIRING, "watch-angry", ANGRY, tell)
     due.append(once(demo, "due.1", lambda: _ask_loop(demo, "while the alert fires"), alert=fired))
     resolved = _until_alert(demo, AlertState.RESOLVED, "watch-calm", CALM, tell)
-    due.append(once(demo, "due.2", lambda: _ask_loop(demo, "when it is resolved"), alert=resolved))
     gather.draw_second(demo, tell, prefix="watch", batch=NEXT_TURN, most=demo.options.plan.n_next)
     gather.work_off(demo, demo.crowd, tell)
-    due.append(once(demo, "due.3", lambda: _ask_loop(demo, "after new comparisons were answered"), alert=resolved))
+    due.append(once(demo, "due.2", lambda: _ask_loop(demo, "after new comparisons were answered"), alert=resolved))
     snapshots = demo.store.count(SnapshotRecord, project_id=demo.project_id)
     alert = demo.store.get(Alert, fired)
     started = "the next turn started" if due[-1]["started"] else f"the next turn waits: {'; '.join(due[-1]['reasons'])}"
@@ -43,13 +42,13 @@ def watch(demo: Demo, tell: Tell) -> Json:
         "alerts": _alerts(demo),
         "due": due,
         "n_snapshots": snapshots,
-        "watch_says": f"alert {alert.rule} fired at {alert.value:+.2f} and was resolved (simulated users); {started}",
+        "watch_says": f"alert {alert.rule} fired ({alert.message.rstrip('.')}) and was resolved; simulated users; {started}",
     }
 
 
-def _visit(demo: Demo, prefix: str, mood: float, tell: Tell) -> None:
+def _visit(demo: Demo, prefix: str, mood: float, tell: Tell, times: int = 1) -> None:
     """Users come, then the worker has measured every window that it has the traffic for."""
-    visits = gather.visits(demo, "traffic", prefix, demo.options.plan.visits_per_mood, mood=mood)
+    visits = gather.visits(demo, "traffic", prefix, times * demo.options.plan.visits_per_mood, mood=mood)
     if gather.ask(demo, visits, tell):
         _wait(lambda: _n_waiting(demo) < WINDOW_INTERACTIONS, "measure the visits")
 
@@ -61,7 +60,7 @@ def _until_reference(demo: Demo, tell: Tell) -> None:
         rows = demo.store.find(Measurement, project_id=demo.project_id, metric=METRIC)
         if any(not row.labels and row.n >= _rule().min_samples and since and row.window_start >= since for row in rows):
             return
-        _visit(demo, f"watch-first-{number}", CALM, tell)
+        _visit(demo, f"watch-first-{number}", CALM, tell, times=2)  # for two windows: one is still open from before
 
 
 def _rule() -> monitor.AlertRule:

@@ -183,7 +183,7 @@ def _svg(chart: Any, about: str, width: int, height: int) -> str:
             "labelOverlap": True,
         },
         "axisY": {"titleAngle": 0, "titleAlign": "left", "titleY": -10, "titleX": 0, "domain": False},
-        "axisX": {"tickCount": 4 if narrow else 8},
+        "axisX": {"tickCount": 4 if narrow else 8, "titleAnchor": "end"},
         "legend": {"labelColor": _INK, "labelFontSize": 12, "labelLimit": width // 2, "offset": 24},
     }
     fitted = chart.properties(

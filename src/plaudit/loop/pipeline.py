@@ -266,14 +266,20 @@ def _run(turn: Turn, steps: Sequence[tuple[str, Step, tuple[str, ...]]], outputs
 
 
 def run_when_due(turn: Turn, min_new_preferences: int, until: str | None = None) -> TurnReport:
-    """Conclude Preferences from the answers that are there, then `run_turn`, or Refused with the reasons why not now."""
-    annotate.aggregate(turn.store, turn.project_id, now=utc_now())
-    found = due(turn.store, turn.project_id, min_new_preferences)
-    if not found.yes:
-        raise Refused(f"The loop is not due: {'; '.join(found.reasons)}.", found.reasons)
+    """`require_due`, then `run_turn`. Raises Conflict where `turn` is not the next one."""
+    found = require_due(turn.store, turn.project_id, min_new_preferences)
     if found.turn != turn.number:
         raise Conflict(f"Turn {turn.number} is not the next one; it is turn {found.turn}.")
     return run_turn(turn, until)
+
+
+def require_due(store: Store, project_id: str, min_new_preferences: int) -> Due:
+    """Conclude Preferences from the answers that are there, then `due`; Refused with the reasons where it is not."""
+    annotate.aggregate(store, project_id, now=utc_now())
+    found = due(store, project_id, min_new_preferences)
+    if not found.yes:
+        raise Refused(f"The loop is not due: {'; '.join(found.reasons)}.", found.reasons)
+    return found
 
 
 def next_turn(store: Store, project_id: str) -> int:

@@ -180,7 +180,7 @@ def test_blocks_of_logits_are_put_together(decoder, monkeypatch):
 
     whole, _, _ = response_logprobs(decoder, None, pack(TOY))
     monkeypatch.setattr(_TokenLogProbs, "BLOCK", 2)
-    torch.testing.assert_close(response_logprobs(decoder, None, pack(TOY))[0], whole, atol=1e-6, rtol=0)
+    torch.testing.assert_close(response_logprobs(decoder, None, pack(TOY))[0], whole, atol=5e-6, rtol=0)
 
 
 def test_hidden_states_are_read_at_the_right_columns(decoder):

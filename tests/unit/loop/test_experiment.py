@@ -242,6 +242,20 @@ def test_observed_counts_users_once_by_assigned_arm(store: Store) -> None:
     assert seen.n_double == 1
 
 
+def test_a_users_first_thumbs_down_carries_the_probability_of_its_time(store: Store) -> None:
+    rows = [message("a", "candidate", minutes=m) for m in range(3)]
+    store.add(*(row for turn in rows for row in turn))
+    for turn, probability in zip(rows, (0.5, 0.25, 0.75), strict=True):
+        store.change(Interaction, turn[1].id, assignment_probability=probability)  # type: ignore[attr-defined]
+    store.add(
+        thumb(rows[1][0], up=False, minutes=8),
+        thumb(rows[0][0], up=False, minutes=4),
+        thumb(rows[2][0], up=False, minutes=9),
+    )
+    seen = experiment.observe(store, "exp_1")
+    assert (seen.down_in_candidate.tolist(), seen.down_probability.tolist()) == ([True], [0.5])
+
+
 def test_a_look_keeps_its_figures_and_an_ended_experiment_its_last_ones(store: Store) -> None:
     made = experiment.start(store, P, CANARY.id, LIVE.id, NOW)
     serve(store, replace(made, stage=1), 900, down=0.2)
@@ -407,7 +421,7 @@ def a_a(n: int, most: int) -> None:
 
 
 def test_an_equal_candidate_is_rolled_back_no_more_often_than_alpha_allows() -> None:
-    a_a(80, most=11)  # of 80 at alpha .05, more than 11 happen once in a thousand
+    a_a(50, most=9)  # of 50 at alpha .05, more than 9 happen less than once in a thousand
 
 
 @pytest.mark.slow
@@ -416,11 +430,11 @@ def test_an_equal_candidate_over_many_experiments() -> None:
 
 
 def test_a_harmful_candidate_is_rolled_back_and_a_better_one_is_not() -> None:
-    harmful = [simulate(seed, harm=2.0)[0] for seed in range(1000, 1025)]
-    assert harmful.count("roll_back") >= 23
+    harmful = [simulate(seed, harm=2.0)[0] for seed in range(1000, 1015)]
+    assert harmful.count("roll_back") >= 13
     assert "promote" not in harmful
-    better = [simulate(seed, harm=0.6)[0] for seed in range(2000, 2025)]
-    assert better.count("promote") >= 23
+    better = [simulate(seed, harm=0.6)[0] for seed in range(2000, 2015)]
+    assert better.count("promote") >= 13
     assert "roll_back" not in better
 
 

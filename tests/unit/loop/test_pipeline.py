@@ -130,6 +130,17 @@ def test_a_turn_goes_from_answers_to_a_judged_candidate(store: Store, project: P
     assert store.count(Comparison, purpose=Purpose.EVALUATION) == 6
 
 
+def test_a_turn_may_stop_after_a_step_and_go_on(store: Store, make: Make) -> None:
+    turn = make()
+    report = pipeline.run_turn(turn, until="snapshot")
+    assert (set(report.outputs), report.waiting) == ({"preferences", "snapshot"}, None)
+    assert store.count(Checkpoint) == 0
+    assert pipeline.next_turn(store, turn.project_id) == 1
+    assert pipeline.run_turn(turn).outputs["snapshot"] == report.outputs["snapshot"]
+    with pytest.raises(BadInput, match="no step 'snap' in a turn; its steps are preferences, snapshot"):
+        pipeline.run_turn(turn, until="snap")
+
+
 QUICK = ("questions",)  # the other crash points are among the slow tests
 
 

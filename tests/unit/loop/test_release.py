@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from plaudit import artifacts
 from plaudit.domain import (
@@ -279,6 +279,11 @@ def test_a_lost_race_changes_nothing(store: Store, tmp_path: Path) -> None:
     assert actions(store) == before
 
 
+def test_every_move_passes_the_transition_table(store: Store) -> None:
+    with pytest.raises(Conflict, match="cannot become canary"), store.write() as tx:
+        release._move(tx, release._live(tx, P), ReleaseState.CANARY, "op", "operator", "release.x", "", NOW)
+
+
 class Ledger(RuleBasedStateMachine):
     """Random commands in any order. Every error must leave: one live release, at most one canary, no unapproved live one, a whole audit log."""
 
@@ -385,17 +390,23 @@ class Ledger(RuleBasedStateMachine):
         self.store.close()
 
 
-def test_random_commands_never_break_the_ledger(tmp_path: Path) -> None:
-    machine = type("Ledger", (Ledger,), {"folder": tmp_path})
-    from hypothesis.stateful import run_state_machine_as_test
-
+def walk(folder: Path, examples: int) -> None:
     run_state_machine_as_test(
-        machine,
+        type("Ledger", (Ledger,), {"folder": folder}),
         settings=settings(
-            max_examples=15,
+            max_examples=examples,
             stateful_step_count=25,
             deadline=None,
             derandomize=True,
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_random_commands_never_break_the_ledger(tmp_path: Path) -> None:
+    walk(tmp_path, examples=8)
+
+
+@pytest.mark.slow
+def test_many_random_commands_never_break_the_ledger(tmp_path: Path) -> None:
+    walk(tmp_path, examples=100)

@@ -212,7 +212,7 @@ def test_told_to_stop_it_ends_the_program_and_gives_the_run_back(
         except KeyboardInterrupt as error:
             ended.append(error)
 
-    thread = threading.Thread(target=labour)
+    thread = threading.Thread(target=labour, daemon=True)
     thread.start()
     _wait((tmp_path / "runs" / "queued" / "started").exists)
     stop.set()
