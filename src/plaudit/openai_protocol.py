@@ -1,7 +1,7 @@
 """The wire shapes of OpenAI's chat completions: reading requests and answers, building answers, server-sent events, the error shape.
 
 The gateway, the policy server and the clients of upstreams share these. Pure functions on JSON values: no sockets, no clock, no ids.
-Source: https://platform.openai.com/docs/api-reference/chat, and the streaming rules of `docs/gateway.md`.
+Source: https://platform.openai.com/docs/api-reference/chat, and the streaming rules of `docs/api.md`.
 """
 
 from __future__ import annotations

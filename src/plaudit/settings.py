@@ -66,7 +66,7 @@ class Settings:
 
     @property
     def policy_url(self) -> str:
-        return f"http://{self.host}:{self.policy_port}/v1"
+        return f"http://127.0.0.1:{self.policy_port}/v1"  # it is ours alone, whatever the service listens on
 
 
 NAMES = tuple(spec.name for spec in fields(Settings))

@@ -4,7 +4,7 @@ They act only through the public doors (the gateway with the official openai SDK
 what is below ever reaches the store except as their clicks. Every figure that comes from them is called simulated where it is shown.
 
 - **Users** have a graded utility in 0..1, each their own mixture of the same components. It is *not* the annotators' guideline: the two
-  correlate at about .6, and one component (warmth) is never looked at by annotators.
+  correlate at about .6, and one component (whether the answer speaks to the reader) is never looked at by annotators.
 - **Annotators** follow the guideline with noise. Items differ in difficulty; of twelve annotators six are careful, two noisy, one
   answers at random, one clicks left, two copy each other.
 - Utilities saturate in every component, fall on both sides of a length band and multiply by a penalty on repetition, so that neither
@@ -149,14 +149,11 @@ _ACTIONS = frozenset(
     "confirm change remove install connect download scroll type return request provide submit wait try make keep bring look write "
     "pay cancel book set".split()
 )
-_WARM = re.compile(
-    r"\b(sorry|happy to help|glad|understand|thanks|thank you|please|of course|sure|no worries|apologi[sz]e)\b",
-    re.IGNORECASE,
-)
+_READER = frozenset("you your yours you'll you're".split())
 _SELF_TALK = re.compile(r"smollm|\bas an ai\b|\bai assistant\b|language model|hugging face|https?:", re.IGNORECASE)
-_COMPONENTS = ("topical", "steps", "complete", "band", "plain", "warm")
-_GUIDELINE_WEIGHTS = {"topical": 0.25, "steps": 0.22, "complete": 0.28, "band": 0.07, "plain": 0.18, "warm": 0.0}
-_USER_WEIGHTS = {"topical": 0.16, "steps": 0.09, "complete": 0.18, "band": 0.12, "plain": 0.11, "warm": 0.30}
+_COMPONENTS = ("topical", "steps", "complete", "band", "plain", "direct")
+_GUIDELINE_WEIGHTS = {"topical": 0.25, "steps": 0.22, "complete": 0.28, "band": 0.07, "plain": 0.18, "direct": 0.0}
+_USER_WEIGHTS = {"topical": 0.12, "steps": 0.04, "complete": 0.20, "band": 0.12, "plain": 0.12, "direct": 0.40}
 
 
 def support_components(messages: Messages, text: str) -> dict[str, float]:
@@ -175,7 +172,7 @@ def support_components(messages: Messages, text: str) -> dict[str, float]:
         "complete": 1.0 if re.search(r"[.!?]['\")]*\s*$", text) else 0.0,
         "band": _band(len(words), 4, 16, 28, 48),
         "plain": max(0.0, 1 - 8 * (1 - ordinary)) * (0.3 if _SELF_TALK.search(text) else 1.0),
-        "warm": 1 - math.exp(-len({found.lower() for found in _WARM.findall(text)}) / 0.8),
+        "direct": min(1.0, sum(word in _READER for word in words) / max(1, len(words)) / 0.08),
         "sound": max(0.0, 1 - 2.5 * (1 - fresh)) * min(1.0, variety / 0.6),
     }
 

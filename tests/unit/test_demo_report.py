@@ -152,6 +152,8 @@ def a_summary() -> dict[str, Any]:
                     for i in range(1, 8)
                 ],
                 "threshold": 80.0,
+                "goal_margin": 0.1,
+                "down_rate_difference": span(-0.03, 0.06, 420),
                 "assumed_feedback_rate": 0.5,
                 "feedback_rate": span(0.49, 0.04, 500),
                 "n_users": {"candidate": 212, "control": 208},

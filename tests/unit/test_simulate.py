@@ -120,13 +120,13 @@ def test_no_trick_beats_a_good_answer(worse: str) -> None:
     assert population.user_utility("anna", QUESTION, worse) < population.user_utility("anna", QUESTION, GOOD)
 
 
-def test_warmth_moves_users_and_not_the_guideline() -> None:
+def test_speaking_to_the_reader_moves_users_and_not_the_guideline() -> None:
     population = load_population("support")
-    warm = GOOD.replace("Check your", "Sorry about that, check your")
-    assert population.guideline_utility(QUESTION, warm) == pytest.approx(
-        population.guideline_utility(QUESTION, GOOD), abs=0.02
+    distant = GOOD.replace("your", "the")
+    assert population.guideline_utility(QUESTION, distant) == pytest.approx(
+        population.guideline_utility(QUESTION, GOOD), abs=0.03
     )
-    assert population.user_utility("anna", QUESTION, warm) > population.user_utility("anna", QUESTION, GOOD) + 0.1
+    assert population.user_utility("anna", QUESTION, distant) < population.user_utility("anna", QUESTION, GOOD) - 0.1
 
 
 def test_edits_are_small_changes_of_the_served_text() -> None:

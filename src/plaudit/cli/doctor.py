@@ -23,7 +23,7 @@ from plaudit.domain import Annotation, Feedback, Interaction, Release, ReleaseSt
 from plaudit.settings import Settings
 from plaudit.store.database import open_store
 
-TRAINING = ("torch", "transformers", "tokenizers", "safetensors", "gguf", "scikit-learn")
+TRAINING = ("torch", "tokenizers", "safetensors", "gguf", "scikit-learn")
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 MIN_MEMORY_BYTES = 6_000_000_000  # what the demo may use
 MIN_DISK_BYTES = 3_000_000_000

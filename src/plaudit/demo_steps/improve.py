@@ -192,8 +192,13 @@ def baselines(demo: Demo, record: SnapshotRecord, reward: Trained, hidden: Mappi
     def row(label: str, texts: Sequence[str]) -> Json:
         utility = Hidden.of(demo, conversations, texts).users
         figures = compare(utility, base_utility.users)
-        words = mean(len(text.split()) for text in texts)
-        return {"label": label, "utility": figures["candidate"], "difference": figures["difference"], "words": words}
+        return {
+            "label": label,
+            "utility": figures["candidate"],
+            "difference": figures["difference"],
+            "under_ppo": compare(hidden["candidate"].users, utility)["difference"],
+            "words": mean(len(text.split()) for text in texts),
+        }
 
     system = {"role": "system", "content": demo.options.plan.system_prompt}
     prompted = draw(base_model, [[system, *asked] for asked in conversations], 1, 11)
@@ -259,8 +264,14 @@ def train_sft(demo: Demo, record: SnapshotRecord, tell: Tell) -> Trained:
 
 
 def say_baselines(found: Json) -> str:
-    """Who won, by the rows; where PPO loses it says so."""
-    ppo, *others = found["rows"][:-1]
-    better = [row["label"] for row in others if row["utility"] > ppo["utility"]]
-    lost = f"PPO is below {', '.join(better)}." if better else "PPO is above all three."
-    return f"{lost} Best of 4 costs four answers and a scoring for each one shown; best of 16 by the hidden utility is a ceiling, no method."
+    """How PPO stands to each, by the paired interval; where it loses it says so."""
+    groups: dict[str, list[str]] = {"above": [], "below": [], "not distinguishable from": []}
+    for row in found["rows"][1:-1]:
+        gap = row["under_ppo"]
+        where = "above" if gap["low"] > 0 else "below" if gap["high"] < 0 else "not distinguishable from"
+        groups[where].append(row["label"])
+    said = [f"{where} {' and '.join(names)}" for where, names in groups.items() if names]
+    return (
+        f"By simulated users' utility PPO is {'; '.join(said)}. Best of 4 costs four answers and a scoring for each one shown; "
+        "best of 16 by the hidden utility is a ceiling, no method."
+    )

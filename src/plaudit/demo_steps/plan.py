@@ -1,6 +1,6 @@
 """What the demo does and how much of it: two plans of sizes and training settings, and the twins that change one thing each.
 
-Gate thresholds, experiment rules and alert rules are not here: both plans and every twin meet the same ones.
+Gate thresholds and alert rules are not here; both plans and every twin meet the same ones, and the same rules of the ramp (below).
 """
 
 from __future__ import annotations
@@ -149,10 +149,10 @@ FULL = DemoPlan(
     name="full",
     base="smollm2",
     people="support",
-    n_users=260,
-    n_evaluation=120,
-    max_tokens=40,
-    first_visits=70,
+    n_users=240,
+    n_evaluation=100,
+    max_tokens=32,
+    first_visits=50,
     visits_per_look=70,
     most_visits=700,
     visits_per_mood=76,
@@ -163,38 +163,44 @@ FULL = DemoPlan(
     reward=RewardConfig(
         **_given(
             lora=LoraConfig(rank=16, alpha=32.0),
-            first_layer=15,
-            pooling="mean",
-            epochs=3,
+            first_layer=20,
+            read_layer=24,
+            pooling="both",
+            probe=True,
+            epochs=1,
             batch_pairs=16,
             max_prompt_tokens=128,
-            max_response_tokens=48,
-            optimizer=OptimizerConfig(learning_rate=2e-4),
+            max_response_tokens=32,
+            optimizer=OptimizerConfig(learning_rate=1e-4, head_learning_rate=1e-5),
         )
     ),
     ppo=PPOConfig(
         **_given(
             reward="-",
             lora=LoraConfig(rank=16, alpha=32.0),
-            first_layer=15,
-            steps=14,
+            first_layer=22,
+            steps=6,
             sampling=SamplingConfig(
-                prompts_per_step=16, samples_per_prompt=4, max_new_tokens=40, max_prompt_tokens=128
+                prompts_per_step=12, samples_per_prompt=4, max_new_tokens=32, max_prompt_tokens=128, temperature=0.7
             ),
-            kl=KLConfig(coef=0.03, budget=6.0),
-            epochs=2,
-            minibatches=2,
-            optimizer=OptimizerConfig(learning_rate=3e-4),
+            kl=KLConfig(coef=0.03, budget=8.0),
+            epochs=1,
+            minibatches=4,
+            lam=1.0,
+            truncation="none",
+            target_approx_kl=None,
+            optimizer=OptimizerConfig(learning_rate=1.5e-3, head_learning_rate=3e-3),
         )
     ),
+    demand=0.5,
     sft=SFTConfig(
         **_given(
             source="chosen",
             lora=LoraConfig(rank=16, alpha=32.0),
-            first_layer=15,
+            first_layer=22,
             epochs=2,
             max_prompt_tokens=128,
-            max_response_tokens=48,
+            max_response_tokens=32,
         )
     ),
 )

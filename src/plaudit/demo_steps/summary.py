@@ -11,7 +11,7 @@ from plaudit.demo_steps.gather import Gathered, counts_of
 from plaudit.demo_steps.house import Demo
 from plaudit.demo_steps.improve import Trained
 from plaudit.demo_steps.offer import Offered
-from plaudit.demo_steps.plan import OVERLAP, TWINS
+from plaudit.demo_steps.plan import GOAL_MARGIN, OVERLAP, TWINS
 from plaudit.domain import (
     Alert,
     AlertState,
@@ -237,4 +237,5 @@ def _canary(offered: Offered) -> Json:
         "n_users": figures["n_users"],
         "down_rate_difference": figures["down_rate_difference"],
         "thumbs": figures["thumbs"],
+        "goal_margin": GOAL_MARGIN,
     }

@@ -61,7 +61,9 @@ def lines(
     colour = SERIES[0]
     if series is not None:
         encoding["color"] = _legend(rows, series)
-    mark = alt.Chart(data).mark_line(point=alt.OverlayMarkDef(size=34, filled=True), strokeWidth=2, color=colour)
+    mark = alt.Chart(data).mark_line(
+        point=alt.OverlayMarkDef(size=34, filled=True, color=colour), strokeWidth=2, color=colour
+    )
     layers = []
     if bands:
         shaded = alt.Chart(alt.Data(values=[{x: start, "until": end} for start, end in bands]))
