@@ -197,7 +197,8 @@ def support_user_utility(user: str, messages: Messages, text: str) -> float:
 
 
 BYTES_GUIDELINE = (
-    "Two strings of a toy model. Choose the one with more vowels among its letters, if it does not repeat itself."
+    "Two strings of a toy model. Choose the one with more vowels among its letters, if it is neither very short nor long and does not "
+    "repeat itself."
 )
 
 
@@ -211,20 +212,20 @@ def bytes_components(text: str) -> dict[str, float]:
         "vowels": min(1.0, vowels / 0.7),
         "blanks": min(1.0, blanks / 0.25),
         "letters": len(letters) / max(1, len(text)),
-        "band": _band(len(text), 2, 8, 30, 60),
+        "band": _band(len(text), 1, 4, 11, 18),
         "sound": min(1.0, (len(set(pairs)) / len(pairs)) / 0.75) if pairs else 0.5,
     }
 
 
 def bytes_guideline_utility(messages: Messages, text: str) -> float:  # noqa: ARG001  what was asked does not matter to the toy crowd
     parts = bytes_components(text)
-    return parts["sound"] * (0.8 * parts["vowels"] + 0.1 * parts["letters"] + 0.1 * parts["band"])
+    return parts["sound"] * (0.6 * parts["vowels"] + 0.1 * parts["letters"] + 0.3 * parts["band"])
 
 
 def bytes_user_utility(user: str, messages: Messages, text: str) -> float:  # noqa: ARG001
     parts = bytes_components(text)
-    hidden = 0.3 + 0.2 * _fraction(user, "blanks")
-    return parts["sound"] * ((1 - hidden) * (0.9 * parts["vowels"] + 0.1 * parts["band"]) + hidden * parts["blanks"])
+    hidden = 0.2 + 0.15 * _fraction(user, "blanks")
+    return parts["sound"] * ((1 - hidden) * (0.8 * parts["vowels"] + 0.2 * parts["band"]) + hidden * parts["blanks"])
 
 
 # --- users ----------------------------------------------------------------------------------------------------------------

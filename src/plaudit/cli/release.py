@@ -114,6 +114,23 @@ def rollback(release_id: str | None, reason: str, by: str | None, home: Path | N
 
 
 @release.command()
+@click.argument("release_id")
+@click.option("--reason", default="by hand", show_default=True, help="Why; it is kept.")
+@by_option
+@home_option
+def retire(release_id: str, reason: str, by: str | None, home: Path | None) -> None:
+    """Put away a candidate that no user has met, for example one that its gate refused."""
+    from plaudit.loop import release as stage
+
+    _act(
+        home,
+        lambda store, project: stage.refuse(
+            store, project, release_id, by or getpass.getuser(), reason, utc_now(), "operator"
+        ),
+    )
+
+
+@release.command()
 @home_option
 def log(home: Path | None) -> None:
     """The audit log, after checking that nothing in it was changed."""

@@ -150,7 +150,7 @@ FULL = DemoPlan(
     base="smollm2",
     people="support",
     n_users=240,
-    n_evaluation=100,
+    n_evaluation=104,
     max_tokens=32,
     first_visits=50,
     visits_per_look=70,
@@ -179,13 +179,13 @@ FULL = DemoPlan(
             reward="-",
             lora=LoraConfig(rank=16, alpha=32.0),
             first_layer=22,
-            steps=6,
+            steps=7,
             sampling=SamplingConfig(
                 prompts_per_step=12, samples_per_prompt=4, max_new_tokens=32, max_prompt_tokens=128, temperature=0.7
             ),
             kl=KLConfig(coef=0.03, budget=8.0),
-            epochs=1,
-            minibatches=4,
+            epochs=2,
+            minibatches=2,
             lam=1.0,
             truncation="none",
             target_approx_kl=None,
@@ -224,11 +224,11 @@ TINY = DemoPlan(
         **_given(
             lora=LoraConfig(rank=8, alpha=16.0),
             first_layer=0,
-            pooling="mean",
+            pooling="both",
             epochs=4,
             batch_pairs=16,
             max_prompt_tokens=64,
-            max_response_tokens=20,
+            max_response_tokens=16,
             optimizer=OptimizerConfig(learning_rate=3e-3, head_learning_rate=1e-2),
             compute=ComputeConfig(save_every=5),
         )
@@ -243,6 +243,8 @@ TINY = DemoPlan(
             kl=KLConfig(coef=0.3, budget=4.0),
             epochs=2,
             minibatches=2,
+            lam=1.0,
+            truncation="none",
             optimizer=OptimizerConfig(learning_rate=1e-3),
         )
     ),
@@ -253,7 +255,7 @@ TINY = DemoPlan(
             first_layer=0,
             epochs=3,
             max_prompt_tokens=64,
-            max_response_tokens=20,
+            max_response_tokens=16,
             optimizer=OptimizerConfig(learning_rate=3e-3),
         )
     ),
