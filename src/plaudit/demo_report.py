@@ -28,6 +28,7 @@ OPTIONAL = (
         "reward_model",
         "ppo",
         "gate",
+        "gate_reasons",
         "utilities",
         "baselines",
         "examples",
@@ -130,7 +131,7 @@ def interval(value: Mapping[str, Any] | None, digits: int = 2) -> str:
 def gained(summary: Json) -> bool:
     """Whether the run may claim a gain: gate, users and promotion all say yes, and the hidden difference is above zero for certain."""
     difference = (summary["hidden_preference"] or {}).get("difference") or {}
-    return bool(summary["gate"]["verdict"] == "pass" and summary["promoted"] and difference.get("low", 0.0) > 0)
+    return bool(summary["gate"] == "pass" and summary["promoted"] and difference.get("low", 0.0) > 0)
 
 
 def headline(summary: Json) -> str:
@@ -142,8 +143,8 @@ def headline(summary: Json) -> str:
             f" Simulated held-out users' utility: {number(hidden['base'])} before, {number(hidden['candidate'])} after, "
             f"difference {interval(hidden['difference'], 3)}."
         )
-    if gate["verdict"] != "pass":
-        return f"No gain is claimed: the gate refused the candidate ({'; '.join(gate['reasons'])}).{measured}"
+    if gate != "pass":
+        return f"No gain is claimed: the gate refused the candidate ({'; '.join(summary['gate_reasons'])}).{measured}"
     if not summary["promoted"]:
         why = "; ".join(canary.get("reasons", ())) or "no reason recorded"
         return f"No gain is claimed: the canary said {canary['decision']} ({why}).{measured}"
@@ -177,7 +178,7 @@ def figures(summary: Json) -> list[Figure]:
             f"{number(readable.get('base_nll'))} before, {number(readable.get('candidate_nll'))} after",
             False,
         ),
-        Figure("Gate", gate["verdict"] + (f": {'; '.join(gate['reasons'])}" if gate["reasons"] else ""), True),
+        Figure("Gate", gate + (f": {'; '.join(summary['gate_reasons'])}" if summary["gate_reasons"] else ""), True),
         Figure(
             "Held-out users' utility",
             f"{number(hidden.get('base'))} before, {number(hidden.get('candidate'))} after",
@@ -227,7 +228,7 @@ def stages(summary: Json) -> list[Stage]:
         Stage(
             "Evaluate",
             f"{number((summary['win_rate'] or {}).get('mean'))} win rate",
-            f"the gate says {gate['verdict']}",
+            f"the gate says {gate}",
         ),
         Stage("Release", f"{of('approvals')} named approvals", f"{of('refusals')} refusals shown"),
         Stage("Experiment", f"{number(canary['n_users'])} users", f"{canary['decision'] or 'not run'}; {end}"),

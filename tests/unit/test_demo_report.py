@@ -24,6 +24,7 @@ KEYS = {
     "kl",
     "kl_budget",
     "gate",
+    "gate_reasons",
     "canary",
     "promoted",
     "rolled_back",
@@ -57,7 +58,8 @@ def a_summary() -> dict[str, Any]:
         "readability": {"base_nll": 1.4, "candidate_nll": 1.5},
         "kl": 4.1,
         "kl_budget": 8.0,
-        "gate": {"verdict": "pass", "reasons": []},
+        "gate": "pass",
+        "gate_reasons": [],
         "canary": {"decision": "promote", "n_users": 420, "reasons": ["no guardrail fired"]},
         "promoted": True,
         "rolled_back": True,
@@ -262,7 +264,7 @@ def test_figures_of_simulated_people_say_so() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"gate": {"verdict": "fail", "reasons": ["win rate is .49"]}, "promoted": False}, "win rate is .49"),
+        ({"gate": "fail", "gate_reasons": ["win rate is .49"], "promoted": False}, "win rate is .49"),
         (
             {"canary": {"decision": "roll_back", "n_users": 90, "reasons": ["harm"]}, "promoted": False},
             "roll_back (harm)",
@@ -281,7 +283,8 @@ def test_no_gain_is_claimed_where_anything_says_no(change: dict[str, Any], says:
 def test_a_refused_run_is_still_reported(tmp_path: Path) -> None:
     summary = copy.deepcopy(a_summary())
     summary |= {
-        "gate": {"verdict": "fail", "reasons": ["kl is over its budget"]},
+        "gate": "fail",
+        "gate_reasons": ["kl is over its budget"],
         "canary": {"decision": None, "n_users": 0, "reasons": []},
         "promoted": False,
         "rolled_back": False,

@@ -67,7 +67,8 @@ def summarise(
         "readability": _readability(figures),
         "kl": kl["mean"],
         "kl_budget": demo.options.plan.ppo.kl.budget,
-        "gate": {"verdict": str(evaluation.gate), "reasons": list(evaluation.reasons)},
+        "gate": str(evaluation.gate),
+        "gate_reasons": list(evaluation.reasons),
         "canary": {
             "decision": offered.decision if offered else None,
             "n_users": sum(looked["n_users"].values()) if looked else 0,
