@@ -183,13 +183,13 @@ FULL = DemoPlan(
             sampling=SamplingConfig(
                 prompts_per_step=12, samples_per_prompt=4, max_new_tokens=32, max_prompt_tokens=128, temperature=0.7
             ),
-            kl=KLConfig(coef=0.03, budget=8.0),
+            kl=KLConfig(coef=0.04, budget=8.0),
             epochs=2,
             minibatches=2,
             lam=1.0,
             truncation="none",
             target_approx_kl=None,
-            optimizer=OptimizerConfig(learning_rate=1.5e-3, head_learning_rate=3e-3),
+            optimizer=OptimizerConfig(learning_rate=2.2e-3, head_learning_rate=3e-3, schedule="constant"),
         )
     ),
     demand=0.5,
