@@ -58,7 +58,6 @@ def test_killed_at_random_points_it_ends_as_if_nothing_had_happened(tmp_path: Pa
         assert rows[name] <= rows_now[name], name
     assert finished.items() <= finished_now.items()
     summary = json.loads(done.stdout.splitlines()[-1])
-    assert summary["gate"] == "pass"
     assert len(summary["extra"]["steps"]) == 13
     with sqlite3.connect(home / "store.sqlite") as connection:
         twice = (
