@@ -240,7 +240,7 @@ TINY = DemoPlan(
             first_layer=0,
             steps=8,
             sampling=SamplingConfig(prompts_per_step=16, samples_per_prompt=4, max_new_tokens=16, max_prompt_tokens=64),
-            kl=KLConfig(coef=0.3, budget=4.0),
+            kl=KLConfig(coef=0.4, budget=4.0),
             epochs=2,
             minibatches=2,
             lam=1.0,
