@@ -8,7 +8,7 @@ what is below ever reaches the store except as their clicks. Every figure that c
 - **Annotators** follow the guideline with noise. Items differ in difficulty; of twelve annotators six are careful, two noisy, one
   answers at random, one clicks left, two copy each other.
 - Utilities saturate in every component, fall on both sides of a length band and multiply by a penalty on repetition, so that neither
-  length nor a keyword wins: on the base model's answers the longer one is the better one in about 55 of 100 pairs.
+  length nor a keyword wins: on the base model's answers the longer one is the better one in 44 to 46 of 100 pairs.
 
 `Population` may come from anybody's file: `load_population("people.py")` takes `guideline_utility(messages, text)`,
 `user_utility(user, messages, text)` and `GUIDELINE` from it.

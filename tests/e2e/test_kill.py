@@ -60,6 +60,9 @@ def test_killed_at_random_points_it_ends_as_if_nothing_had_happened(tmp_path: Pa
     summary = json.loads(done.stdout.splitlines()[-1])
     assert len(summary["extra"]["steps"]) == 13
     with sqlite3.connect(home / "store.sqlite") as connection:
+        verdicts = [row[0] for row in connection.execute("select gate from evaluations")]
+    assert verdicts == [summary["gate"]] == ["pass"]  # judged once, and the report says what the store holds
+    with sqlite3.connect(home / "store.sqlite") as connection:
         twice = (
             "select actor, count(*) from interactions join completions using (id) "
             "where actor like 'user-%' and status = 'ok' group by actor having count(*) > 1"
