@@ -120,6 +120,14 @@ def test_no_trick_beats_a_good_answer(worse: str) -> None:
     assert population.user_utility("anna", QUESTION, worse) < population.user_utility("anna", QUESTION, GOOD)
 
 
+def test_saying_it_twice_is_worse_than_saying_it_once() -> None:
+    """Twice as long is nearer to the liked length, so only the repetition penalty can say so."""
+    once = "Open the settings to reset the password."
+    population = load_population("support")
+    assert population.guideline_utility(QUESTION, f"{once} {once}") < population.guideline_utility(QUESTION, once)
+    assert population.user_utility("anna", QUESTION, f"{once} {once}") < population.user_utility("anna", QUESTION, once)
+
+
 def test_speaking_to_the_reader_moves_users_and_not_the_guideline() -> None:
     population = load_population("support")
     distant = GOOD.replace("your", "the")
@@ -137,6 +145,7 @@ def test_edits_are_small_changes_of_the_served_text() -> None:
         assert edited is not None
         assert set(edited.split()) <= set(served.split())
     assert small_edit("no sentence ends here", random.Random(0)) is None
+    assert small_edit("There is nothing to mend here.", random.Random(0)) is None
 
 
 def test_the_standard_crowd_has_its_bad_apples_under_neutral_names() -> None:
