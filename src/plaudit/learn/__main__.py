@@ -15,7 +15,7 @@ from pathlib import Path
 
 # Before torch is imported: threads that wait for work must sleep. Spinning ones made one decode step 25 times slower beside another process.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # sleeping at once makes a small parallel product ten times slower
+os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # sleeping at once makes a small parallel product ten times slower
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -21,7 +21,7 @@ from types import FrameType
 # Before torch is imported. A thread that waits for work spins for some microseconds, then sleeps: sleeping at once makes each small
 # operation ten times slower, spinning for ever makes a step 25 times slower while another process works.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
