@@ -115,9 +115,10 @@ class Plaudit:
         )
         return str(self._http.ask("POST", "/v1/interactions", body, repeatable=False)["id"])
 
-    def assign(self, user: str) -> dict[str, Any]:
-        """Which release answers this user: {release_id, model, experiment_id, arm}."""
-        return self._http.ask("GET", "/v1/assignment", params={"user": user})
+    def assign(self, user: str, conversation_id: str | None = None) -> dict[str, Any]:
+        """Which release answers this user, in a conversation that may have begun already: {release_id, model, experiment_id, arm}."""
+        params = {"user": user} | _given(conversation_id=conversation_id)
+        return self._http.ask("GET", "/v1/assignment", params=params)
 
     def close(self) -> None:
         self._http.close()

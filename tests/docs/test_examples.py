@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from plaudit.cli.main import plaudit
 from plaudit.domain import (
     Feedback,
     FeedbackKind,
@@ -67,19 +70,21 @@ def test_every_example_has_a_test() -> None:
     assert {f"test_{path.stem}" for path in EXAMPLES.glob("*.py")} <= tests
 
 
-def test_the_quickstart_leads_to_preferences(service, pages, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_the_quickstart_leads_to_preferences(service, pages, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLAUDIT_URL", service.url)
     monkeypatch.setenv("PLAUDIT_HOME", str(service.home))
     monkeypatch.setenv("PLAUDIT_KEY", service.key("application"))
     monkeypatch.setenv("PLAUDIT_ANNOTATOR_KEY", service.key("annotator", "Ann"))
     names: dict[str, object] = {}
+    (plan,) = [line for line in pages["quickstart.md"].text.splitlines() if line.startswith("plaudit annotate plan")]
     for number, block in enumerate(pages["quickstart.md"].blocks("python"), start=1):
+        if "annotation.lease" in block:
+            planned = CliRunner().invoke(plaudit, shlex.split(plan, comments=True)[1:])
+            assert "1 comparisons wait in batch traffic, each for 1 annotators." in planned.output
         exec(compile(block, f"quickstart.md, block {number}", "exec"), names)
     names["client"].close()
     for one in ("plaudit", "ann"):
         names[one].close()
-    names["home"].store.close()
-    assert "1 comparisons; {}" in capsys.readouterr().out
     assert {one.kind for one in service.store.find(Feedback)} == {FeedbackKind.THUMB, FeedbackKind.EDIT}
     report = annotate.aggregate(service.store, service.project_id, now=utc_now())
     assert (report.n_votes, service.store.count(Preference)) == (1, 1)

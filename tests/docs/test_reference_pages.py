@@ -250,8 +250,11 @@ def logged_names(node: ast.AST) -> set[str]:
 # Where the fields of a line come from: functions whose dicts are logged, besides the keywords of run.log everywhere.
 METRICS = {
     "reward": ("reward.py", ("update", "curve_point")),
-    "ppo": ("ppo.py", ("describe", "optimise", "train")),
+    "ppo": ("ppo.py", ("describe", "gradient")),
+    "grpo": ("grpo.py", ("describe", "gradient")),
+    "best_of": ("best_of.py", ()),
     "sft": ("sft.py", ("update",)),
+    "dpo": ("dpo.py", ("update", "figures", "measure")),
     "score": ("score.py", ()),
 }
 
@@ -261,8 +264,16 @@ def test_metrics(pages, program: str) -> None:
     file, sources = METRICS[program]
     found = functions(PACKAGE / "learn" / file)
     expected = set.union(*map(logged_names, found.values()), *(keys_of(found[name]) for name in sources))
-    if program == "sft":  # the validation's line is a dict of train's
+    if program in ("sft", "dpo"):  # logged by epochs.py, the validation's line as a dict
         expected |= {"epoch", "loss", "n"}
+    if program in (
+        "ppo",
+        "grpo",
+    ):  # logged by experience.py, which they share, with a name for each of the reward's terms
+        shared = functions(PACKAGE / "learn" / "experience.py")
+        expected |= set.union(*(keys_of(shared[name]) for name in ("figures_of", "run_epochs", "run_steps")))
+        expected |= {"guard_<name>", "guards"}  # guards.py's, which have a page of their own
+        expected = (expected | {"term_<name>", "term_<name>_sd"}) - {"ratio"}  # which is looked at, not logged
     assert set(pages["training.md"].section(f"Metrics of {program}").names()) == expected
 
 
@@ -278,7 +289,7 @@ def test_files_of_a_checkpoint(pages) -> None:
 
 
 def test_the_checklist_has_a_line_for_every_number_in_the_code(pages) -> None:
-    source = (PACKAGE / "learn" / "ppo.py").read_text()
+    source = "".join((PACKAGE / "learn" / file).read_text() for file in ("experience.py", "ppo.py", "grpo.py"))
     # In prose and comments only: a space before the bracket, which no index has.
     cited = {int(part) for group in re.findall(r" \[(\d+(?:, \d+)*)\]", source) for part in group.split(", ")}
     assert len(cited) > 5

@@ -52,11 +52,49 @@ def test_whiten_by_hand():
 
 
 def test_dpo_first_step_loss_is_ln_2():
-    """Closed form: with policy = reference the margin is 0 and -log s(0) = ln 2."""
-    chosen, rejected = tensor(-3.0, -20.0), tensor(-7.0, -1.0)
-    torch.testing.assert_close(
-        losses.dpo(chosen, rejected, chosen, rejected, beta=0.1), tensor(0.6931471805599453, 0.6931471805599453)
-    )
+    """Closed form: with policy = reference both log-ratios are 0 and -p log s(0) - (1-p) log s(0) = ln 2, whatever p."""
+    zero = tensor(0, 0, 0)
+    expected = torch.full((3,), 0.6931471805599453)
+    torch.testing.assert_close(losses.dpo(zero, zero, 0.1, tensor(1.0, 0.5, 0.8)).float(), expected)
+
+
+def test_dpo_by_hand():
+    """Rafailov et al. 2023, equation 7: at D = ln 3, s(D) = 3/4; conservative DPO with e = 1/4 there costs the entropy of 3/4."""
+    chosen, rejected = tensor(2 * math.log(3), math.log(3)), tensor(-8 * math.log(3), -9 * math.log(3))
+    hard = losses.dpo(chosen, rejected, 0.1)
+    torch.testing.assert_close(hard.float(), torch.full((2,), math.log(4 / 3)))
+    soft = losses.dpo(chosen, rejected, 0.1, tensor(0.75, 0.75))
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    torch.testing.assert_close(soft.float(), torch.full((2,), entropy))
+    # The gradient of the policy's log-probs is -beta (p - s(D)): 0 where D is the label's logit (Rafailov et al., below equation 7).
+    x = chosen.clone().requires_grad_()
+    losses.dpo(x, rejected, 0.1, tensor(0.75, 1.0)).sum().backward()
+    torch.testing.assert_close(x.grad, tensor(0.0, -0.1 * 0.25), atol=1e-7, rtol=1e-5)
+
+
+def test_ipo_by_hand():
+    """Azar et al. 2023, equation 17: the wanted gap is 1/(2 tau) = 5 for tau .1; for labels of .75 it is half of that."""
+    chosen, rejected = tensor(5, 0, 1, 2.5), tensor(0, 0, 3, 0)
+    got = losses.ipo(chosen, rejected, 0.1, tensor(1.0, 1.0, 1.0, 0.75))
+    torch.testing.assert_close(got.float(), torch.tensor([0.0, 25.0, 49.0, 0.0]))
+
+
+def test_kto_by_hand():
+    """Ethayarajh et al. 2024, section 4, the loss w - v: s(ln 3) = 3/4, so a gain of ln 3 costs w+ / 4 when desirable, 3 w- / 4 when not."""
+    ratio = torch.full((3,), 10 * math.log(3) + 2)
+    got = losses.kto(ratio, 2.0, tensor(1.0, 0.0, 0.5), 0.1, desirable_weight=2.0, undesirable_weight=3.0)
+    torch.testing.assert_close(got.float(), torch.tensor([2 / 4, 9 / 4, (2 / 4 + 9 / 4) / 2]))
+    start = losses.kto(torch.zeros(2), 0.0, tensor(1.0, 0.0), 0.1)  # policy = reference: half of the weight
+    torch.testing.assert_close(start.float(), torch.tensor([0.5, 0.5]))
+
+
+def test_kto_reference_point_is_clamped_and_carries_no_gradient():
+    """Ethayarajh et al. 2024, section 4."""
+    x = tensor(3, -1, 4).requires_grad_()
+    z = losses.kto_reference_point(x)
+    assert float(z) == 2.0
+    assert not z.requires_grad
+    assert float(losses.kto_reference_point(tensor(-3, 1))) == 0.0
 
 
 def test_adaptive_kl_of_ziegler():

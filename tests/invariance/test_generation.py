@@ -105,7 +105,7 @@ def test_the_shared_beginning_changes_nothing(decoder, prompts, monkeypatch):
     shared = generate(decoder, prompts, 2, SAMPLING)
     loop = DecodeLoop(decoder)
     loop.admit([Row(prompt, SAMPLING, 0) for prompt in prompts])
-    assert len(loop._prefix[None][0]) >= 23  # the system prompt was computed once
+    assert len(loop._cache._prefix[None][0]) >= 23  # the system prompt was computed once
     monkeypatch.setattr(rollout, "MIN_PREFIX", 10**6)
     assert generate(decoder, prompts, 2, SAMPLING).rollout == shared.rollout
 

@@ -1,11 +1,11 @@
-"""Every accepted flag of `reward` and `sft` acts or raises (checklist 15; PPO's are in test_ppo_checklist.py): one that is ignored gives
+"""Every accepted flag of `reward`, `sft` and `dpo` acts or raises (checklist 15; PPO's are in test_ppo_checklist.py): one that is ignored gives
 the stock run again, bit for bit."""
 
 import pytest
 import torch
 
-from plaudit.learn import checkpoint, reward, sft
-from plaudit.learn.configs import RewardConfig, SFTConfig, describe, from_dict
+from plaudit.learn import checkpoint, dpo, reward, sft
+from plaudit.learn.configs import DPOConfig, RewardConfig, SFTConfig, describe, from_dict
 from plaudit.learn.run_folder import RunFolder, read_jsonl
 
 OPTIMIZER = [
@@ -38,8 +38,25 @@ REWARD = [
     {"batch_pairs": 4},
     {"centring": 1.0},
     {"use_weights": False},
+    {"members": 2},
+    {"validation": {"points_per_epoch": 2}},
 ]
-SFT = [*SHARED, {"source": "chosen"}, {"source": "both"}, {"batch_size": 4}]
+SFT = [*SHARED, {"lora": None}, {"source": "chosen"}, {"source": "both"}, {"batch_size": 4}, {"packing": True}]
+DPO = [
+    *SHARED,
+    {"lora": None},
+    {"loss": "ipo"},
+    {"loss": "kto"},
+    {"beta": 1.0},
+    {"label_smoothing": 0.2},
+    {"soft_labels": False},
+    {"use_weights": False},
+    {"length_normalised": True},
+    {"nll_coef": 1.0},
+    {"batch_size": 4},
+    {"validate_every": 1},
+    {"packing": True},
+]
 STOCK = {
     "first_layer": 1,
     "epochs": 2,
@@ -48,8 +65,13 @@ STOCK = {
     "optimizer": {"learning_rate": 2e-3},
 }
 PROGRAMS = {
-    "reward": (reward, RewardConfig, {"baselines": False, "batch_pairs": 8}),
+    "reward": (
+        reward,
+        RewardConfig,
+        {"baselines": False, "batch_pairs": 8, "validation": {"trap_prompts": 0, "ablations": 0}},
+    ),
     "sft": (sft, SFTConfig, {"batch_size": 8}),
+    "dpo": (dpo, DPOConfig, {"batch_size": 8}),
 }
 
 
@@ -73,7 +95,9 @@ def stock(tiny, make_snapshot, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("program", "flag"), [("reward", flag) for flag in REWARD] + [("sft", flag) for flag in SFT], ids=str
+    ("program", "flag"),
+    [("reward", flag) for flag in REWARD] + [("sft", flag) for flag in SFT] + [("dpo", flag) for flag in DPO],
+    ids=str,
 )
 def test_line_15_every_accepted_flag_acts(tiny, stock, tmp_path, program, flag):
     snapshot, runs = stock
@@ -86,12 +110,16 @@ def test_line_15_every_accepted_flag_acts(tiny, stock, tmp_path, program, flag):
     assert not (same and new_rows == rows)
 
 
-@pytest.mark.parametrize(("program", "flags"), [("reward", REWARD), ("sft", SFT)])
+@pytest.mark.parametrize(("program", "flags"), [("reward", REWARD), ("sft", SFT), ("dpo", DPO)])
 def test_line_15_no_flag_is_left_out_of_that_test(program, flags):
-    # Tested by name in test_{reward,sft}_learning.py.
-    elsewhere = {"snapshot", "base", "start", "criterion", "baselines"}
+    # Tested by name in test_{reward,sft,dpo}_learning.py, test_reward_from_files.py or tests/unit/learn/test_{reward,sft,dpo}.py.
+    elsewhere = {"snapshot", "base", "start", "criterion", "baselines", "turns"}
+    elsewhere |= {"preferences", "valid_preferences", "valid_fraction", "unpaired"}
+    elsewhere |= {"desirable_weight", "undesirable_weight"} if program == "dpo" else set()
+    elsewhere |= {"heads", "heads.criterion", "heads.weight", "members_share", "bootstrap", "use_margins"}
+    elsewhere |= {"validation.trap_prompts", "validation.ablations"}
     layout = {"compute.threads", "compute.micro_tokens", "compute.save_every"}  # must not change results
-    heads = {"optimizer.head_learning_rate"} if program == "sft" else set()  # refused: test_configs.py
+    heads = {"optimizer.head_learning_rate"} if program in ("sft", "dpo") else set()  # refused: test_configs.py
     known = {name for name, _, _ in describe(PROGRAMS[program][1])} - elsewhere - layout - heads
     tried = {
         f"{key}.{inner}" if inner else key
@@ -99,4 +127,4 @@ def test_line_15_no_flag_is_left_out_of_that_test(program, flags):
         for key, value in flag.items()
         for inner in (value if isinstance(value, dict) else [""])
     }
-    assert tried - {"lora"} == known - {"lora", "optimizer", "compute"}
+    assert tried - {"lora"} == known - {"lora", "optimizer", "compute", "validation"}

@@ -53,11 +53,10 @@ def test_a_known_reward_rises_and_so_does_what_people_like(finished, tiny):
     assert checkpoint.load_value_head(folder / "checkpoint", tiny) is not None
 
 
-def test_a_wrong_sign_fails(ppo_config, tiny, tmp_path, monkeypatch):
+def test_a_wrong_sign_fails(ppo_config, tiny, tmp_path):
     """Negative control: the same run against minus the reward ends below where it began, by the reward and by the rule."""
-    score = ppo.score_responses
-    monkeypatch.setattr(ppo, "score_responses", lambda *given: -score(*given))
-    result = run(ppo_config, tmp_path / "run")
+    minus = {"kind": "model", "name": "minus", "checkpoints": [ppo_config["reward"]], "weight": -1.0}
+    result = run(ppo_config | {"reward": [minus]}, tmp_path / "run")
     assert -result["score"] < -result["score_first"] - 0.5
     adapter = checkpoint.load_policy(tmp_path / "run" / "checkpoint", tiny)
     assert vowel_share_of(tiny, adapter) < vowel_share_of(tiny, None)
@@ -88,6 +87,14 @@ def test_two_seeded_runs_are_identical_and_seeds_matter(ppo_config, tmp_path):
     assert a == b != c
 
 
+def test_a_critic_that_starts_from_the_reward_knows_at_once_what_the_head_must_learn(ppo_config, finished, tmp_path):
+    result = run(ppo_config | {"critic": "reward"}, tmp_path / "run")
+    first, plain = (read_jsonl(folder / "metrics.jsonl")[0] for folder in (tmp_path / "run", finished[0]))
+    assert first["score"] == plain["score"]  # the same rollout
+    assert first["explained_variance"] > 0.25 > plain["explained_variance"] + 0.2
+    assert result["score"] > result["score_first"] + 0.7
+
+
 def test_what_does_not_fit_together_is_refused(ppo_config, finished, tmp_path):
     with pytest.raises(BadInput, match=r"\d+ different training prompts, one step takes 41"):
         ppo.start(from_dict(PPOConfig, ppo_config | {"sampling": {"prompts_per_step": 41}}))
@@ -96,5 +103,8 @@ def test_what_does_not_fit_together_is_refused(ppo_config, finished, tmp_path):
         ppo.start(from_dict(PPOConfig, ppo_config | {"start": policy, "lora": {"rank": 4, "alpha": 16}}))
     with pytest.raises(BadInput, match="policy Checkpoint, not a reward"):
         ppo.start(from_dict(PPOConfig, ppo_config | {"reward": policy}))
+    rule = {"kind": "length", "name": "short", "low": 2, "high": 8}
+    with pytest.raises(ConfigError, match="no term of the reward is a model"):
+        ppo.start(from_dict(PPOConfig, ppo_config | {"critic": "reward", "reward": [rule]}))
     with pytest.raises(ConfigError, match="first_layer is 4"):
         ppo.start(from_dict(PPOConfig, ppo_config | {"first_layer": 4}))

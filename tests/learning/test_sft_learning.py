@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from plaudit.errors import BadInput
+from plaudit.errors import BadInput, TrainingStopped
 from plaudit.learn import checkpoint, sft
 from plaudit.learn.configs import SFTConfig, from_dict
 from plaudit.learn.nets import Decoder
@@ -78,3 +78,55 @@ def test_a_start_is_continued(tiny, make_snapshot, tmp_path):
     run(tmp_path / "second", start=str(tmp_path / "first" / "checkpoint"), **config)
     first, second = (read_jsonl(tmp_path / name / "metrics.jsonl")[0]["loss"] for name in ("first", "second"))
     assert second < first - 0.05
+
+
+def test_full_weights_are_learnt_resumed_and_become_a_base(tiny, make_snapshot, tmp_path, monkeypatch):
+    config = {
+        "snapshot": str(make_snapshot(n=32)), "base": str(tiny), "lora": None, "first_layer": 2, "batch_size": 8,
+        "epochs": 3, "optimizer": {"learning_rate": 1e-3},
+    }  # fmt: skip
+    result = run(tmp_path / "whole", **config)
+    assert result["curve"][-1]["loss"] < result["curve"][0]["loss"] - 0.1
+    log = RunFolder.log
+
+    def killed(self, step, of, phase, *rest, **named):
+        if step == 5 and phase == "train":
+            raise KeyboardInterrupt
+        return log(self, step, of, phase, *rest, **named)
+
+    monkeypatch.setattr(RunFolder, "log", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", **config)
+    monkeypatch.undo()
+    run(tmp_path / "cut", **config)
+    files = [(tmp_path / name / "checkpoint" / "model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert files[0] == files[1]
+    base = tmp_path / "whole" / "checkpoint"
+    trained, untouched = Decoder.load(base, torch.float32), Decoder.load(tiny, torch.float32)
+    assert torch.equal(trained.layer(1).qkv, untouched.layer(1).qkv)
+    assert not torch.equal(trained.layer(2).qkv, untouched.layer(2).qkv)
+    # The next run takes it as its base and begins where this one ended.
+    run(tmp_path / "next", snapshot=config["snapshot"], base=str(base), batch_size=24, epochs=1)
+    first = read_jsonl(tmp_path / "next" / "metrics.jsonl")[0]["loss"]
+    assert first == pytest.approx(result["loss"], abs=0.15)
+    with pytest.raises(BadInput, match="give the folder itself as the base"):
+        run(tmp_path / "wrong", snapshot=config["snapshot"], base=str(tiny), start=str(base))
+
+
+def test_packing_changes_nothing_but_the_layout(tiny, make_snapshot, tmp_path):
+    """One batch holds all rows, so that only their layout differs."""
+    config = {"snapshot": str(make_snapshot(n=48)), "base": str(tiny), "source": "chosen", "batch_size": 36}
+    for packing in (False, True):
+        run(tmp_path / str(packing), packing=packing, **config)
+    rows = [read_jsonl(tmp_path / str(packing) / "metrics.jsonl") for packing in (False, True)]
+    for one, other in zip(*rows, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], abs=1e-4)
+        assert other.get("tokens") == one.get("tokens")
+
+
+def test_a_loss_that_is_not_a_number_stops_and_names_its_rows(tiny, make_snapshot, tmp_path, monkeypatch):
+    nll = sft.losses.nll
+    monkeypatch.setattr(sft.losses, "nll", lambda *arguments: nll(*arguments) * float("nan"))
+    with pytest.raises(TrainingStopped, match=r"loss of update 1 is nan \(rows 'a e i o u"):
+        run(tmp_path / "run", snapshot=str(make_snapshot(n=32)), base=str(tiny))
+    assert not (tmp_path / "run" / "checkpoint").exists()

@@ -1,4 +1,4 @@
-"""`plaudit annotate`: the guideline, and what follows from the answers."""
+"""`plaudit annotate`: the guideline, the questions, and what follows from the answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from plaudit.stats.intervals import Interval
 
 @click.group()
 def annotate() -> None:
-    """The guideline, and Preferences from answers."""
+    """The guideline, questions about traffic, and Preferences from answers."""
 
 
 @annotate.command()
@@ -32,6 +32,42 @@ def guideline(file: Path, home: Path | None) -> None:
     opened = open_home(home)
     current = stage.write_guideline(opened.store, opened.project_id, file.read_text(), utc_now())
     click.echo(f"The guideline is at version {current.version}.")
+
+
+@annotate.command()
+@click.option("--n", type=int, default=50, show_default=True, help="Interactions to ask about, at most.")
+@click.option(
+    "--overlap",
+    type=click.IntRange(1, 25),
+    default=None,
+    help="Annotators who answer each (default: the setting `overlap`).",
+)
+@click.option("--batch", default="traffic", show_default=True, help="Name of the batch that they join.")
+@home_option
+@json_option
+def plan(n: int, overlap: int | None, batch: str, home: Path | None, as_json: bool) -> None:
+    """Make training comparisons: what users were shown against a second answer of the live release, drawn now."""
+    from plaudit.loop import pipeline
+
+    opened = open_home(home)
+    wanted = opened.settings.overlap if overlap is None else overlap
+    with Console(stderr=True).status("Drawing second answers ...") as status:
+        made = pipeline.plan_traffic(
+            opened.store,
+            opened.project_id,
+            n,
+            batch=batch,
+            overlap=wanted,
+            now=utc_now(),
+            progress=lambda done: status.update(f"Drawing second answers ... {done}"),
+        )
+    if as_json:
+        ids = [one.id for one in made.comparisons]
+        print_json({"comparisons": ids, "batch": batch, "overlap": wanted, "skipped": dict(made.skipped)})
+        return
+    click.echo(f"{len(made.comparisons)} comparisons wait in batch {batch}, each for {wanted} annotators.")
+    for why, count in made.skipped.items():
+        click.echo(f"  {count} skipped: {why}")
 
 
 @annotate.command()

@@ -19,7 +19,9 @@ from rich.console import Console
 from plaudit import settings as settings_file
 from plaudit.cli import lock, ports
 from plaudit.cli.options import home_option, json_option, print_json
-from plaudit.domain import Annotation, Feedback, Interaction, Release, ReleaseState
+from plaudit.domain import Annotation, Feedback, Interaction, Project, Release, ReleaseState
+from plaudit.errors import PlauditError
+from plaudit.loop import release
 from plaudit.settings import Settings
 from plaudit.store.database import open_store
 
@@ -114,7 +116,11 @@ def _store(settings: Settings) -> Iterator[Finding]:
         store = open_store(settings.database_url)
         counts = {kind.__name__: store.count(kind) for kind in (Interaction, Feedback, Annotation)}
         live = store.first(Release, state=ReleaseState.LIVE)
+        damaged = [pair for project in store.find(Project) for pair in release.damaged(store, project.id)]
         store.close()
+    except PlauditError as error:
+        yield Finding("store", "fail", error.message)
+        return
     except Exception as error:  # whatever is wrong with it is what the doctor is asked for
         yield Finding("store", "fail", f"{settings.database_url} cannot be read: {str(error).splitlines()[0]}")
         return
@@ -122,6 +128,12 @@ def _store(settings: Settings) -> Iterator[Finding]:
     yield Finding("store", "ok", f"{settings.home if not settings.store_url else 'store_url'}: {rows}")
     serves = f"{live.model} at {live.upstream}" if live else "nothing yet"
     yield Finding("release", "ok", f"live: {serves}")
+    for one, wrong in damaged:
+        is_live = one.state == ReleaseState.LIVE
+        then = "`plaudit up` refuses to start" if is_live else "it is not loaded, users meet the live one"
+        yield Finding(
+            "checkpoint", "fail" if is_live else "warn", f"{one.id} ({one.state}): {wrong.rstrip('.')}; {then}"
+        )
 
 
 def _ports(settings: Settings) -> Iterator[Finding]:

@@ -1,19 +1,25 @@
-"""`plaudit train`: the learn programs as Runs. This process never imports torch."""
+"""`plaudit train`: the learn programs, as Runs of a home or, with `--out`, in a run folder of their own. This process never imports torch.
+
+There is a command for each program of `learn.configs`, and an option where its config has the field. With `--out` no store is opened.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
 
-from plaudit.cli.options import Command, Home, home_option, json_option, open_home, print_json
-from plaudit.domain import Checkpoint, CheckpointKind, Run, SnapshotRecord, utc_now
+from plaudit import settings as settings_file
+from plaudit.cli.models import prepare_base
+from plaudit.cli.options import Home, home_option, json_option, open_home, print_json
+from plaudit.cli.runs import list_runs
+from plaudit.domain import Checkpoint, CheckpointKind, Json, SnapshotRecord, utc_now
 from plaudit.errors import BadInput, NotFound
+from plaudit.learn.configs import PROGRAMS, from_dict
 
 
 @click.group()
@@ -21,116 +27,194 @@ def train() -> None:
     """Train a reward model or a policy; list Runs and Checkpoints."""
 
 
-def _training_options(command: Command) -> Command:
-    snapshot = click.option("--snapshot", default=None, help="Id of the Snapshot (default: the newest).")
-    config = click.option(
-        "--config",
-        "file",
-        type=click.Path(path_type=Path, dir_okay=False),
-        default=None,
-        help="JSON file of config fields.",
-    )
-    queue = click.option("--queue", is_flag=True, help="Leave it to the worker of `plaudit up`.")
-    return snapshot(config(queue(home_option(json_option(command)))))
+train.add_command(list_runs, "list")
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+OUT = "Make this run folder, without a store; the same command continues it."
+# option of a config field -> its parameters. `reward` and `snapshot` are ids in a home and folders with --out.
+OF_FIELDS: dict[str, dict[str, Any]] = {
+    "snapshot": {"help": "Id of the Snapshot (default: the newest); with --out its folder."},
+    "preferences": {"type": FILE, "help": "JSONL file of chosen and rejected answers instead of a Snapshot; needs --out."},
+    "reward": {"help": "Id of the reward Checkpoint (default: the newest); with --out its folder, or what the config takes."},
+    "base": {"help": "smollm2, tiny, a folder or a hub id (default: the setting `base`); needs --out."},
+    "seed": {"type": int, "help": "The config's seed."},
+}  # fmt: skip
 
 
-@train.command()
-@_training_options
-def reward(snapshot: str | None, file: Path | None, queue: bool, home: Path | None, as_json: bool) -> None:
-    """A reward model from the Preferences of a Snapshot."""
-    _start(open_home(home), "reward", snapshot, file, queue, as_json)
+@dataclass(frozen=True)
+class Asked:
+    """What the command line says, None where it does not."""
+
+    program: str
+    out: Path | None
+    file: Path | None
+    assignments: tuple[str, ...]
+    queue: bool
+    home: Path | None
+    as_json: bool
+    snapshot: str | None = None
+    preferences: Path | None = None
+    reward: str | None = None
+    base: str | None = None
+    seed: int | None = None
+
+    def config(self, **more: Any) -> Json:
+        """The file's fields, what the options say, then --set."""
+        from plaudit.loop import run_config
+
+        given = run_config.read_file(self.file) if self.file else {}
+        seed = {} if self.seed is None else {"seed": self.seed}
+        return run_config.assign(self.program, {**given, **more, **seed}, self.assignments)
 
 
-@train.command()
-@click.option("--reward", "reward_id", default=None, help="Id of the reward Checkpoint (default: the newest).")
-@_training_options
-def ppo(
-    reward_id: str | None, snapshot: str | None, file: Path | None, queue: bool, home: Path | None, as_json: bool
-) -> None:
-    """A policy, by PPO against a reward model."""
-    opened = open_home(home)
-    rewards = [
-        c for c in opened.store.find(Checkpoint, project_id=opened.project_id) if c.kind == CheckpointKind.REWARD
+def _command(program: str) -> click.Command:
+    kind = PROGRAMS[program]
+    has = {entry.name for entry in fields(kind)}
+    options: list[click.Parameter] = [
+        click.Option(["--out"], type=click.Path(path_type=Path, file_okay=False), help=OUT),
+        *(click.Option([f"--{name}"], **said) for name, said in OF_FIELDS.items() if name in has),
+        click.Option(["--config", "file"], type=FILE, help="JSON or TOML file of config fields."),
+        click.Option(["--set", "assignments"], multiple=True, help="name=value of a config field; may be repeated."),
+        click.Option(["--queue"], is_flag=True, help="Leave it to the worker of `plaudit up`."),
     ]
-    chosen = [c for c in rewards if reward_id in (None, c.id)]
-    if not chosen:
-        raise NotFound(f"There is no reward Checkpoint {reward_id or 'yet'}; train one with `plaudit train reward`.")
-    more = {"reward": chosen[-1].folder}
-    _start(opened, "ppo", snapshot, file, queue, as_json, more, {"parent_id": chosen[-1].id})
+
+    def act(**values: Any) -> None:
+        _start(Asked(program, **values))
+
+    text = str(kind.__doc__).partition(": ")[2].partition("\n")[0]
+    command = home_option(json_option(act))  # decorators leave these two on the function, where click finds them
+    return click.command(program, params=options, help=text[:1].upper() + text[1:])(command)
 
 
-@train.command()
-@_training_options
-def sft(snapshot: str | None, file: Path | None, queue: bool, home: Path | None, as_json: bool) -> None:
-    """A policy that imitates Demonstrations, or the chosen side of Preferences."""
-    _start(open_home(home), "sft", snapshot, file, queue, as_json)
+def _start(asked: Asked) -> None:
+    if asked.out is not None:
+        if asked.queue:
+            raise BadInput("--queue is for a home's worker, and --out runs here; give one of them.")
+        _run_alone(asked, asked.out.absolute())
+        return
+    for name in ("preferences", "base"):
+        if getattr(asked, name) is not None:
+            raise BadInput(
+                f"--{name} {getattr(asked, name)} needs --out DIR; a home trains on its Snapshots and its base."
+            )
+    _run_in_home(asked, open_home(asked.home))
 
 
-@train.command(name="list")
-@home_option
-def list_runs(home: Path | None) -> None:
-    """All Runs and what came of them, oldest first."""
-    opened = open_home(home)
-    table = Table(Column("run", no_wrap=True), "step", "turn", "state", "attempts", "made", "says")
-    for run in opened.store.find(Run, project_id=opened.project_id):
-        made = str(run.outputs.get("checkpoint_id", ""))
-        table.add_row(run.id, run.step, str(run.turn), run.state, str(run.attempt), made, run.error or "")
-    Console().print(table)
+def _run_alone(asked: Asked, out: Path) -> None:
+    """A run folder without a store."""
+    from plaudit.cli.figures import print_result
+    from plaudit.cli.progress import PhaseBars
+    from plaudit.loop import programs, run_files
+
+    given: Json = {}
+    for name in ("snapshot", "preferences"):
+        if getattr(asked, name) is not None:
+            given[name] = str(_there(Path(getattr(asked, name))))
+    if asked.reward is not None:
+        given["reward"] = _checkpoint_or_text(asked.reward)
+    config = asked.config(**given)
+    settings = settings_file.load(asked.home, base=asked.base)
+    if asked.base is not None or "base" not in config:
+        from_dict(PROGRAMS[asked.program], {**config, "base": settings.base})  # before a base is fetched for nothing
+        config["base"] = _known_base(out, settings.base)
+        if not config["base"]:
+            with Console(stderr=True).status(f"base {settings.base}"):
+                config["base"] = str(prepare_base(settings.base, settings.cache).absolute())
+    finished = (out / run_files.CONFIG).is_file() and run_files.read(out).state == "done"
+    with PhaseBars(asked.program) as bars:
+        result = programs.alone(asked.program, config, out, bars.line, bars.note)
+    if asked.as_json:
+        print_json(result)
+        return
+    if finished:
+        click.echo(f"{out} is already finished; nothing to do.")
+    print_result(Console(), result)
+    made = out / "checkpoint"
+    click.echo(f"{made if made.exists() else out}")
 
 
-def _start(
-    opened: Home,
-    step: Any,
-    snapshot: str | None,
-    file: Path | None,
-    queue: bool,
-    as_json: bool,
-    more: dict[str, str] | None = None,
-    inputs: dict[str, str] | None = None,
-) -> None:
+def _known_base(out: Path, spec: str) -> str:
+    """The base that a run in `out` was started with, where that was `spec`, else empty: continuing need not ask (and load torch) again."""
+    from plaudit.loop import run_files
+
+    if not (out / run_files.CONFIG).is_file():
+        return ""
+    folder = run_files.read(out).config.get("base", "")
+    note = Path(folder) / "prepared.json"
+    return str(folder) if note.is_file() and json.loads(note.read_text()).get("spec") == spec else ""
+
+
+def _run_in_home(asked: Asked, opened: Home) -> None:
+    """A Run of the store, here or left to the worker."""
+    from plaudit.cli.figures import print_result
+    from plaudit.cli.progress import PhaseBars
     from plaudit.loop import pipeline
     from plaudit.loop import train as stage
 
-    frozen = opened.store.find(SnapshotRecord, project_id=opened.project_id, **({"id": snapshot} if snapshot else {}))
+    wanted = {"id": asked.snapshot} if asked.snapshot else {}
+    frozen = opened.store.find(SnapshotRecord, project_id=opened.project_id, **wanted)
     if not frozen:
-        raise NotFound(f"There is no Snapshot {snapshot or 'yet'}; make one with `plaudit snapshot freeze`.")
+        raise NotFound(f"There is no Snapshot {asked.snapshot or 'yet'}; make one with `plaudit snapshot freeze`.")
     record, folder = frozen[-1], opened.settings.home / "runs"
-    config = {
-        **_fields(file),
-        "snapshot": record.folder,
-        "base": str(pipeline.base_folder(opened.settings.home)),
-        **(more or {}),
-    }
-    lineage = {"snapshot_id": record.id, **(inputs or {})}
-    if queue:
-        run = stage.enqueue(opened.store, opened.project_id, step, config, lineage, folder, utc_now())
+    lineage = {"snapshot_id": record.id}
+    config = asked.config(snapshot=record.folder)
+    if _takes(asked.program, "reward") and (asked.reward is not None or "reward" not in config):
+        reward = _reward(opened, asked.reward)
+        config["reward"], lineage["parent_id"] = reward.folder, reward.id
+    config["base"] = str(pipeline.base_folder(opened.settings.home))
+    from_dict(PROGRAMS[asked.program], config)
+    if asked.queue:
+        run = stage.enqueue(opened.store, opened.project_id, asked.program, config, lineage, folder, utc_now())
         click.echo(f"{run.id} is {run.state}.")
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(step, total=None)
-
-        def show(line: dict[str, Any]) -> None:
-            progress.update(task, completed=line["step"], total=line["of"], description=f"{step} {line['phase']}")
-
-        run = stage.run_training(opened.store, opened.project_id, step, config, lineage, folder, None, show, utc_now())
-    if as_json:
+    with PhaseBars(asked.program) as bars:
+        run = stage.run_training(
+            opened.store,
+            opened.project_id,
+            asked.program,
+            config,
+            lineage,
+            folder,
+            None,
+            bars.line,
+            utc_now(),
+            on_note=bars.note,
+        )
+    if asked.as_json:
         print_json({"run": run.id, **run.outputs})
-    else:
-        click.echo(f"{run.outputs['checkpoint_id']}  {run.folder}/checkpoint")
-        for name, value in run.outputs["result"].items():
-            click.echo(f"  {name}: {value}")
+        return
+    made = run.outputs.get("checkpoint_id")
+    click.echo(f"{made}  {run.folder}/checkpoint" if made else f"{run.id}  {run.folder}")
+    print_result(Console(), run.outputs["result"])
 
 
-def _fields(file: Path | None) -> dict[str, Any]:
-    if file is None:
-        return {}
-    if not file.is_file():
-        raise BadInput(f"There is no file {str(file)!r}; give a JSON file of config fields.")
-    try:
-        found = json.loads(file.read_text())
-    except ValueError as error:
-        raise BadInput(f"{file} is not JSON ({error}); correct it.") from error
-    if not isinstance(found, dict):
-        raise BadInput(f"{file} holds no JSON object; write the fields of the program's config.")
-    return found
+def _takes(program: str, name: str) -> bool:
+    return name in {entry.name for entry in fields(PROGRAMS[program])}
+
+
+def _reward(opened: Home, wanted: str | None) -> Checkpoint:
+    """The reward Checkpoint with this id, else the newest. Raises NotFound."""
+    found = opened.store.find(Checkpoint, project_id=opened.project_id)
+    chosen = [c for c in found if c.kind == CheckpointKind.REWARD and wanted in (None, c.id)]
+    if not chosen:
+        raise NotFound(f"There is no reward Checkpoint {wanted or 'yet'}; train one with `plaudit train reward`.")
+    return chosen[-1]
+
+
+def _there(path: Path) -> Path:
+    if not path.exists():
+        raise NotFound(f"There is no file or folder {str(path)!r}.")
+    return path.absolute()
+
+
+def _checkpoint_or_text(said: str) -> str:
+    """A run folder means the Checkpoint in it; what is no folder is left to the config (a function of one's own, say)."""
+    folder = Path(said)
+    if not folder.is_dir():
+        return said
+    return str((folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder).absolute())
+
+
+for _program in PROGRAMS:
+    if _program != "score":  # `plaudit score`
+        train.add_command(_command(_program))

@@ -22,7 +22,7 @@ from plaudit.loop.pipeline import Turn, TurnConfig, TurnReport
 from plaudit.openai_protocol import Answer
 from plaudit.stats.intervals import paired_difference
 
-BATCH_SEED = 1_000_003  # baselines draw independently of the evaluation's answers
+BATCH_SEED = 1_000_003  # apart: each baseline draws independently of the evaluation's answers and of the others
 
 
 @dataclass(frozen=True)
@@ -182,12 +182,13 @@ def baselines(demo: Demo, record: SnapshotRecord, reward: Trained, hidden: Mappi
     items: list[EvaluationItem] = hidden["items"]
     base_model = items[0].second_model
     conversations = [list(item.messages) for item in items]
-    url, seed = demo.settings.policy_url, demo.options.seed + BATCH_SEED
+    url = demo.settings.policy_url
     base_utility: Hidden = hidden["base"]
 
-    def draw(model: str, asked: Sequence[Sequence[Message]], n: int, salt: int) -> list[Answer]:
+    def draw(model: str, asked: Sequence[Sequence[Message]], n: int, nth: int) -> list[Answer]:
         progress: Callable[[int], None] = lambda count: tell(count, len(asked))  # noqa: E731
-        return backends.sample(url, model, asked, n, progress=progress, seed=seed + salt, **sampling(demo))
+        seed = demo.options.seed + nth * BATCH_SEED
+        return backends.sample(url, model, asked, n, progress=progress, seed=seed, **sampling(demo))
 
     def row(label: str, texts: Sequence[str]) -> Json:
         utility = Hidden.of(demo, conversations, texts).users
@@ -201,8 +202,8 @@ def baselines(demo: Demo, record: SnapshotRecord, reward: Trained, hidden: Mappi
         }
 
     system = {"role": "system", "content": demo.options.plan.system_prompt}
-    prompted = draw(base_model, [[system, *asked] for asked in conversations], 1, 11)
-    several = draw(base_model, conversations, 16, 12)
+    prompted = draw(base_model, [[system, *asked] for asked in conversations], 1, 1)
+    several = draw(base_model, conversations, 16, 2)
     four = [[choice.text for choice in answer.choices[:4]] for answer in several]
     rows = [
         {
@@ -223,7 +224,7 @@ def baselines(demo: Demo, record: SnapshotRecord, reward: Trained, hidden: Mappi
     best = [texts[max(by_prompt[place], key=by_prompt[place].__getitem__)] for place, texts in enumerate(four)]
     imitator = train_sft(demo, record, tell)
     backends.load_adapter(url, "sft", str(imitator.folder))
-    imitated = draw("sft", conversations, 1, 13)
+    imitated = draw("sft", conversations, 1, 3)
     backends.unload_adapter(url, "sft")
     ceiling = [
         max(choices, key=lambda text, asked=asked: Hidden.of(demo, [asked], [text]).users[0])  # type: ignore[misc]

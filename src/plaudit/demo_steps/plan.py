@@ -71,7 +71,7 @@ class DemoPlan:
         default=0.45, metadata={"help": "Utility at which a simulated user's thumb is as likely up as down."}
     )
     denied_fraction: float = 0.05
-    concurrency: int = 96
+    concurrency: int = 128
     n_hidden_users: int = 40
     n_examples: int = 20
 
@@ -149,13 +149,13 @@ FULL = DemoPlan(
     name="full",
     base="smollm2",
     people="support",
-    n_users=240,
+    n_users=220,
     n_evaluation=104,
-    max_tokens=32,
+    max_tokens=28,
     first_visits=50,
     visits_per_look=70,
     most_visits=700,
-    visits_per_mood=76,
+    visits_per_mood=52,
     n_next=70,
     system_prompt=(
         "You answer customers. Say what to do about exactly what was asked, in two or three whole sentences, without symbols or links."
@@ -170,7 +170,7 @@ FULL = DemoPlan(
             epochs=1,
             batch_pairs=16,
             max_prompt_tokens=128,
-            max_response_tokens=32,
+            max_response_tokens=28,
             optimizer=OptimizerConfig(learning_rate=1e-4, head_learning_rate=1e-5),
         )
     ),
@@ -178,18 +178,19 @@ FULL = DemoPlan(
         **_given(
             reward="-",
             lora=LoraConfig(rank=16, alpha=32.0),
-            first_layer=22,
-            steps=7,
+            first_layer=24,
+            steps=5,
             sampling=SamplingConfig(
-                prompts_per_step=12, samples_per_prompt=4, max_new_tokens=32, max_prompt_tokens=128, temperature=0.7
+                prompts_per_step=12, samples_per_prompt=4, max_new_tokens=28, max_prompt_tokens=128, temperature=0.7
             ),
-            kl=KLConfig(coef=0.04, budget=8.0),
+            kl=KLConfig(coef=0.1, budget=8.0),
             epochs=2,
             minibatches=2,
-            lam=1.0,
+            critic="reward",
+            lam=0.95,
             truncation="none",
             target_approx_kl=None,
-            optimizer=OptimizerConfig(learning_rate=2.2e-3, head_learning_rate=3e-3, schedule="constant"),
+            optimizer=OptimizerConfig(learning_rate=1.8e-3, head_learning_rate=3e-3, schedule="constant"),
         )
     ),
     demand=0.5,
@@ -200,7 +201,7 @@ FULL = DemoPlan(
             first_layer=22,
             epochs=2,
             max_prompt_tokens=128,
-            max_response_tokens=32,
+            max_response_tokens=28,
         )
     ),
 )
@@ -214,7 +215,7 @@ TINY = DemoPlan(
     first_visits=70,
     visits_per_look=120,
     most_visits=800,
-    visits_per_mood=76,
+    visits_per_mood=52,
     n_next=70,
     system_prompt="aeiou",
     temperature=1.0,

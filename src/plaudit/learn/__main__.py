@@ -1,5 +1,6 @@
-"""python -m plaudit.learn PROGRAM RUN_DIR      reward | sft | ppo | score; reads RUN_DIR/config.json, writes RUN_DIR
+"""python -m plaudit.learn PROGRAM RUN_DIR      reward | sft | dpo | ppo | grpo | best_of | score; reads RUN_DIR/config.json, writes RUN_DIR
 python -m plaudit.learn prepare SPEC CACHE   a base model: smollm2 | tiny | a folder | a hub id; prints the folder
+python -m plaudit.learn export CHECKPOINT BASE peft|merged OUT    what vLLM, peft and transformers load; the last line says what, as JSON
 
 What a pipeline, a cluster or a person launches. Kill it at any moment and run it again: it resumes; a finished run says so and exits 0.
 Exit codes: 0 done; 2 a PlauditError, and the last line of stderr is {"code", "message"}; anything else is a bug with a traceback.
@@ -20,7 +21,16 @@ os.environ.setdefault("KMP_BLOCKTIME", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from plaudit.errors import BadInput, PlauditError, TrainingStopped
-from plaudit.learn.configs import PROGRAMS, PPOConfig, RewardConfig, ScoreConfig, SFTConfig
+from plaudit.learn.configs import (
+    PROGRAMS,
+    BestOfConfig,
+    DPOConfig,
+    GRPOConfig,
+    PPOConfig,
+    RewardConfig,
+    ScoreConfig,
+    SFTConfig,
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -45,15 +55,21 @@ def _refuse(error: PlauditError) -> int:
 def _dispatch(arguments: list[str]) -> None:
     match arguments:
         case ["prepare", spec, cache]:
-            from plaudit.learn import base_models
+            from plaudit.learn import base_models, decoders
 
-            print(base_models.prepare(spec, Path(cache)))
-        case [("reward" | "sft" | "ppo" | "score") as program, folder]:
+            base = base_models.prepare(spec, Path(cache))
+            decoders.prove(base)
+            print(base)
+        case ["export", checkpoint, base, form, out]:
+            from plaudit.learn import export
+
+            print(json.dumps(export.export(Path(checkpoint), Path(base), form, Path(out))))
+        case [("reward" | "sft" | "dpo" | "ppo" | "grpo" | "best_of" | "score") as program, folder]:
             _run(program, Path(folder))
         case _:
             raise BadInput(
                 f"Cannot run {' '.join(arguments)!r}; usage: python -m plaudit.learn {'|'.join(PROGRAMS)} RUN_DIR, "
-                "or python -m plaudit.learn prepare SPEC CACHE."
+                "python -m plaudit.learn prepare SPEC CACHE, or python -m plaudit.learn export CHECKPOINT BASE peft|merged OUT."
             )
 
 
@@ -65,6 +81,7 @@ def _run(program: str, folder: Path) -> None:
         print(f"{run.checkpoint} is already finished; nothing to do.")
         return
     config = read_config(folder, PROGRAMS[program])
+    run.announce("load")
     _use_threads(config.compute.threads)
     match config:
         case RewardConfig():
@@ -75,14 +92,27 @@ def _run(program: str, folder: Path) -> None:
             from plaudit.learn import sft
 
             sft.train(config, run)
+        case DPOConfig():
+            from plaudit.learn import dpo
+
+            dpo.train(config, run)
         case PPOConfig():
             from plaudit.learn import ppo
 
             ppo.train(config, run)
+        case GRPOConfig():
+            from plaudit.learn import grpo
+
+            grpo.train(config, run)
+        case BestOfConfig():
+            from plaudit.learn import best_of
+
+            best_of.select(config, run)
         case ScoreConfig():
             from plaudit.learn import score
 
             score.measure(config, run)
+    run.progress.unlink(missing_ok=True)
     print(f"{folder} is done.")
 
 

@@ -1,13 +1,17 @@
-"""From scores to advantages: token rewards, GAE, whitening, the KL controller. Pure; shapes as in losses.py, `mask` True = counts."""
+"""From scores to advantages: token rewards, GAE, group baselines, whitening, the KL controller. Pure; shapes as in losses.py."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from plaudit.learn.losses import masked_mean
+
+Baseline = Literal["leave_one_out", "group_mean", "group_mean_sd", "batch"]
+SD_FLOOR = 1e-4  # added to a group's sd, as TRL does: equal rewards give advantages of 0, not of rounding
 
 
 def last_index(mask: Tensor) -> Tensor:
@@ -50,6 +54,35 @@ def gae(
         advantages[:, t] = torch.where(counts, advantage, torch.zeros_like(advantage))
     returns = torch.where(mask, advantages + values, torch.zeros_like(values))
     return advantages, returns
+
+
+def group_advantages(rewards: Tensor, mask: Tensor, group: Tensor, baseline: Baseline) -> Tensor:
+    """What each token of a response earned beyond its baseline. The family of `grpo` differs here and nowhere else.
+
+        leave_one_out    R_i - mean of the R_j of its prompt's other responses      RLOO: Kool et al. 2019; Ahmadian et al. 2024
+        group_mean       R_i - mean of its prompt's R                               Dr. GRPO: Liu et al. 2025
+        group_mean_sd    the same over their sd (n - 1, as in TRL and verl)         GRPO: Shao et al. 2024, section 4.1.2
+        batch            G_it = sum of the rewards from token t on, whitened over the rollout     REINFORCE++: Hu et al. 2025
+
+    R is a response's summed reward, the same for all its tokens. rewards (N, R), mask (N, R) what is trained, group (N,) long: the prompt
+    a response answers, at least two of each but for `batch`. Masked responses take part in their group's baseline.   -> (N, R), 0 where
+    not masked
+    """
+    if baseline == "batch":
+        return whiten(rewards.flip(1).cumsum(1).flip(1), mask, shift_mean=True)
+    totals = rewards.sum(dim=1)
+    n = _group_sums(torch.ones_like(totals), group)
+    centred = totals - _group_sums(totals, group) / n
+    if baseline == "leave_one_out":
+        centred = centred * n / (n - 1)  # R - mean of the others = n/(n-1) (R - mean of all)
+    elif baseline == "group_mean_sd":
+        centred = centred / ((_group_sums(centred**2, group) / (n - 1)).sqrt() + SD_FLOOR)
+    return torch.where(mask, centred[:, None], torch.zeros_like(rewards))
+
+
+def _group_sums(x: Tensor, group: Tensor) -> Tensor:
+    """The sum over a value's group, beside each value.   (N,), (N,) -> (N,)"""
+    return x.new_zeros(int(group.max()) + 1).index_add_(0, group, x)[group]
 
 
 def whiten(x: Tensor, mask: Tensor, shift_mean: bool) -> Tensor:

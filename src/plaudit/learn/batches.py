@@ -1,4 +1,4 @@
-"""Supervised data on its way to the model: batches of similar length, and the frozen trunk run once for all epochs."""
+"""Supervised data on its way to the model: batches of similar length, rows filled up, and the frozen trunk run once for all epochs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from plaudit.errors import BadInput
 from plaudit.learn.nets import Decoder
 from plaudit.learn.tokens import Pack, Rollout, Trunk, pack, run_trunk
 
@@ -33,14 +34,76 @@ def group_lengths(data: Rollout) -> list[int]:
     return lengths
 
 
+def side_by_side(rows: Sequence[Pack], token_budget: int) -> list[Pack]:
+    """Fill up the rows of longer conversations with shorter ones, then batch: micro-batches of at most `token_budget` tokens, one row at least.
+
+    `rows` hold one row each, without padding. First fit by falling length (Johnson 1974), and no row grows beyond the longest, so
+    attention does not get dearer. What lies in one row sees nothing of its neighbours: the mask has one block for each, positions
+    start again (a test holds log-probs to those of one row each).
+    """
+    longest = max(batch.ids.shape[1] for batch in rows)
+    bins: list[list[Pack]] = []
+    room: list[int] = []
+    for row in sorted(rows, key=lambda batch: -batch.ids.shape[1]):
+        width = row.ids.shape[1]
+        place = next((i for i, free in enumerate(room) if free >= width), len(bins))
+        if place == len(bins):
+            bins.append([])
+            room.append(longest)
+        bins[place].append(row)
+        room[place] -= width
+    size = max(1, token_budget // longest)
+    return [_joined(bins[at : at + size]) for at in range(0, len(bins), size)]
+
+
+def _joined(bins: Sequence[Sequence[Pack]]) -> Pack:
+    """One row for each bin, its packs one after another."""
+    width = max(sum(part.ids.shape[1] for part in parts) for parts in bins)
+    n = sum(len(part.response) for parts in bins for part in parts)
+    longest = max(part.counts.shape[1] for parts in bins for part in parts)
+    ids = torch.zeros(len(bins), width, dtype=torch.long)
+    positions, source = torch.zeros_like(ids), torch.full_like(ids, -1)
+    mask = torch.eye(width, dtype=torch.bool).repeat(len(bins), 1, 1)  # padding sees itself: no softmax over nothing
+    row = torch.zeros(n, dtype=torch.long)
+    predict, column, targets = (torch.zeros(n, longest, dtype=torch.long) for _ in range(3))
+    counts = torch.zeros(n, longest, dtype=torch.bool)
+    at = 0
+    for b, parts in enumerate(bins):
+        start = 0
+        for part in parts:
+            end = start + part.ids.shape[1]
+            ids[b, start:end], positions[b, start:end] = part.ids[0], part.positions[0]
+            source[b, start:end], mask[b, start:end, start:end] = part.source[0], part.mask[0]
+            here, columns = slice(at, at + len(part.response)), slice(0, part.counts.shape[1])
+            row[here] = b
+            counts[here, columns], targets[here, columns] = part.counts, part.targets
+            predict[here, columns] = torch.where(part.counts, part.predict + start, 0)
+            column[here, columns] = torch.where(part.counts, part.column + start, 0)
+            start, at = end, here.stop
+    responses = torch.cat([part.response for parts in bins for part in parts])
+    return Pack(ids, positions, mask, source, responses, row, predict, column, targets, counts)
+
+
 class Batcher:
     """Packs of some groups of `data` with the frozen trunk below them.
 
     The trunk of the whole split is kept where it fits TRUNK_CACHE_BYTES; larger splits run it again for each batch.
     """
 
-    def __init__(self, decoder: Decoder, data: Rollout, first_layer: int, token_budget: int) -> None:
+    def __init__(
+        self, decoder: Decoder, data: Rollout, first_layer: int, token_budget: int, packing: bool = False
+    ) -> None:
+        """Raises BadInput where a conversation is longer than the model's positions."""
         self.decoder, self.data, self.first_layer, self.token_budget = decoder, data, first_layer, token_budget
+        self.packing = packing
+        longest = max(
+            len(data.prompt_ids[group]) + len(ids) for group, ids in zip(data.group, data.response_ids, strict=True)
+        )
+        if longest > decoder.config.max_positions:
+            raise BadInput(
+                f"A prompt with its response has {longest} tokens, the model has {decoder.config.max_positions} positions; "
+                "lower max_prompt_tokens or max_response_tokens."
+            )
         self._members: list[list[int]] = [[] for _ in data.prompt_ids]
         for index, group in enumerate(data.group):
             self._members[group].append(index)
@@ -52,8 +115,7 @@ class Batcher:
         """(micro-batches, their trunk, index in `data` of each pack's response number)."""
         chosen = [index for group in groups for index in self._members[group]]
         if self.first_layer == 0 or self._trunk is not None:
-            packs = pack(self.data, chosen, self.token_budget, row_tokens=WHOLE_ROW)
-            return packs, self._trunk, torch.arange(self.data.n)
+            return self._lay_out(self.data, chosen), self._trunk, torch.arange(self.data.n)
         place = {group: i for i, group in enumerate(groups)}
         part = Rollout(
             [self.data.prompt_ids[group] for group in groups],
@@ -61,8 +123,13 @@ class Batcher:
             [place[self.data.group[index]] for index in chosen],
             [self.data.finished[index] for index in chosen],
         )
-        packs = pack(part, None, self.token_budget, row_tokens=WHOLE_ROW)
-        return packs, run_trunk(self.decoder, part, self.first_layer, self.token_budget), torch.tensor(chosen)
+        trunk = run_trunk(self.decoder, part, self.first_layer, self.token_budget)
+        return self._lay_out(part, None), trunk, torch.tensor(chosen)
+
+    def _lay_out(self, data: Rollout, chosen: Sequence[int] | None) -> list[Pack]:
+        if not self.packing:
+            return pack(data, chosen, self.token_budget, row_tokens=WHOLE_ROW)
+        return side_by_side(pack(data, chosen, 1, row_tokens=WHOLE_ROW), self.token_budget)
 
     def blocks(self, groups: Sequence[int] | None = None, size: int = 64) -> list[Sequence[int]]:
         """Groups (all, if not told) in order, in blocks whose trunk fits in memory."""

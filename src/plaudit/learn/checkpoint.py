@@ -5,7 +5,9 @@ trained in full, with its head and the spread of its scores. The manifest's body
 belongs to, and loading refuses any other.
 
     checkpoint/  adapter_config.json adapter_model.safetensors | model.safetensors     head.safetensors (reward)
-                 value_head.safetensors (policy, optional)     card.md                 manifest.json
+                 value_head.safetensors (policy, optional)     card.md (reward: *.svg) manifest.json
+                 heads.safetensors (reward: one for each criterion, of which head is the weighted sum)
+                 member-K/ (ensembles: heads of each member, and its adapter where they share no body)
     state/       <counter>-<sha256 of the bytes, 16 digits>.pt    the last two
 """
 
@@ -15,7 +17,9 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +28,15 @@ from torch import Tensor
 
 from plaudit import artifacts
 from plaudit.errors import BadInput, Corrupt
-from plaudit.learn.base_models import BaseIdentity, identity
-from plaudit.learn.nets import PRODUCTS, Adapter, Decoder, DecoderConfig, ScalarHead
+from plaudit.learn.base_models import PREPARED, BaseIdentity, identity
+from plaudit.learn.decoders import read_config
+from plaudit.learn.nets import Adapter, Decoder, ScalarHead, Shape
 from plaudit.learn.rewards import RewardModel
+from plaudit.learn.tokens import ChatTokenizer, specimen
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FULL_WEIGHTS, HEAD, VALUE_HEAD = "model.safetensors", "head.safetensors", "value_head.safetensors"
+HEADS = "heads.safetensors"  # of a reward model with a head for each criterion
 GENERATIONS = 2
 
 # --- Checkpoints ------------------------------------------------------------------------------------------------------------
@@ -42,41 +49,96 @@ def save_policy(
     parents: Mapping[str, str],
     metrics: Mapping[str, Any],
     value_head: ScalarHead | None = None,
+    card: str = "",
 ) -> artifacts.Manifest:
-    """Write and finish a policy Checkpoint. `parents` maps a role to the folder it came from; finished ones are recorded by id."""
+    """Write and finish a policy Checkpoint. `parents` maps a role to the folder it came from; finished ones are recorded by id. `card`
+    follows the facts in card.md."""
     artifacts.new_folder(folder.parent, folder.name)
     known = identity(base)
     write_adapter(folder, adapter, known.spec)
     if value_head is not None:
         _save(folder / VALUE_HEAD, dict(value_head.state_dict()))
-    return _finish(folder, "policy", known, _shape(adapter), parents, metrics, {})
+    return _finish(folder, "policy", base, known, _shape(adapter), parents, metrics, {}, card)
+
+
+def save_full_policy(
+    folder: Path, decoder: Decoder, base: Path, parents: Mapping[str, str], metrics: Mapping[str, Any]
+) -> artifacts.Manifest:
+    """Write and finish a policy with weights of its own: a Hugging Face folder, itself a base for whatever asks for one."""
+    artifacts.new_folder(folder.parent, folder.name)
+    known = identity(base)
+    for path in base.iterdir():
+        ours = path.name in (PREPARED, artifacts.MANIFEST) or path.name.endswith(".safetensors.index.json")
+        if path.suffix in (".json", ".jinja", ".model", ".txt") and not ours:
+            artifacts.write_atomic(folder / path.name, path.read_bytes())
+    _save(folder / FULL_WEIGHTS, decoder.hf_names())
+    spec = f"{known.spec}-{artifacts.sha256_file(folder / FULL_WEIGHTS)[:8]}"
+    artifacts.write_atomic(folder / PREPARED, json.dumps({"spec": spec, "license": known.license}, indent=1) + "\n")
+    return _finish(folder, "policy", base, known, None, parents, metrics, {})
 
 
 def save_reward(
-    folder: Path, model: RewardModel, base: Path, parents: Mapping[str, str], metrics: Mapping[str, Any]
+    folder: Path,
+    model: RewardModel,
+    base: Path,
+    parents: Mapping[str, str],
+    metrics: Mapping[str, Any],
+    card: str = "",
+    pictures: Mapping[str, str] | None = None,
 ) -> artifacts.Manifest:
-    """Write and finish a reward Checkpoint: adapter or fully trained layers, head, pooling and normalisation."""
+    """Write and finish a reward Checkpoint: adapter or fully trained layers, heads, pooling and normalisation.
+
+    An ensemble has a folder for each member: its heads, and its adapter where members do not share one body. `card` follows the facts
+    in card.md, `pictures` (name -> SVG) lie beside it.
+    """
     artifacts.new_folder(folder.parent, folder.name)
     known = identity(base)
-    if model.adapter is not None:
-        write_adapter(folder, model.adapter, known.spec)
-    else:
-        _save(folder / FULL_WEIGHTS, _trained_weights(model.decoder, model.first_layer, model.read_layer))
-    _save(folder / HEAD, dict(model.head.state_dict()))
+    members = model.members or (model,)
+    shared = len({id(member.adapter) for member in members}) == 1
+    for name, member in _places(members):
+        if not shared or member is members[0]:
+            _save_body(folder if shared else folder / name, member, known)
+        _save(folder / name / HEAD, dict(member.head.state_dict()))
+        if member.heads:
+            states = {criterion: head.state_dict() for criterion, head in member.heads.items()}
+            _save(
+                folder / name / HEADS,
+                {f"{c}.{key}": part for c, state in states.items() for key, part in state.items()},
+            )
     extra = {
         "pooling": model.pooling,
         "first_layer": model.first_layer,
         "read_layer": model.read_layer,
         "sd": model.sd,
+        "members": [{"folder": name, "sd": member.sd} for name, member in _places(model.members)],
     }
+    for name, picture in (pictures or {}).items():
+        artifacts.write_atomic(folder / name, picture)
     shape = None if model.adapter is None else _shape(model.adapter)
-    return _finish(folder, "reward", known, shape, parents, metrics, {"reward": extra})
+    return _finish(folder, "reward", base, known, shape, parents, metrics, {"reward": extra}, card)
+
+
+def _places(members: Sequence[RewardModel]) -> list[tuple[str, RewardModel]]:
+    """The folder of each member inside its Checkpoint; one model alone lies at the top."""
+    return [("" if len(members) == 1 else f"member-{k}", member) for k, member in enumerate(members)]
+
+
+def _save_body(folder: Path, model: RewardModel, base: BaseIdentity) -> None:
+    if model.adapter is not None:
+        write_adapter(folder, model.adapter, base.spec)
+    else:
+        _save(folder / FULL_WEIGHTS, _trained_weights(model.decoder, model.first_layer, model.read_layer))
 
 
 def load_policy(folder: Path, base: Path) -> Adapter:
     """Verify and read a policy's adapter. Raises NotFound, Corrupt, BadInput (not a policy, or made for another base or tokenizer)."""
+    said = artifacts.read_manifest(folder, "checkpoint").body
+    if said["checkpoint_kind"] == "policy" and said["adapter"] is None:
+        raise BadInput(
+            f"{folder} is a policy with weights of its own, not an adapter on {base.name}; give the folder itself as the base."
+        )
     _open(folder, "policy", base)
-    return read_adapter(folder, DecoderConfig.read(base))
+    return read_adapter(folder, read_config(base))
 
 
 def load_value_head(folder: Path, base: Path) -> ScalarHead | None:
@@ -91,24 +153,41 @@ def load_reward(folder: Path, base: Path, decoder: Decoder) -> RewardModel:
     """Verify and read a reward model; it shares `decoder` (the base) where it is an adapter. Raises as load_policy does."""
     manifest = _open(folder, "reward", base)
     said = manifest.body["reward"]
-    adapter = None
+    shared = _load_body(folder, base, decoder)
+
+    def read(place: Path, sd: float) -> RewardModel:
+        body = shared or _load_body(place, base, decoder)
+        if body is None:
+            raise Corrupt(
+                f"{place} has neither {ADAPTER_WEIGHTS} nor {FULL_WEIGHTS}; restore the folder from a backup."
+            )
+        head, heads = _load_head(place / HEAD), _load_heads(place / HEADS)
+        for one in (head, *heads.values()):
+            one.requires_grad_(False)
+        return RewardModel(
+            *body, head, said["pooling"], said["first_layer"], sd, read_layer=said["read_layer"], heads=heads
+        )
+
+    members = tuple(read(folder / one["folder"], one["sd"]) for one in said.get("members", []))
+    return replace(members[0], sd=said["sd"], members=members) if members else read(folder, said["sd"])
+
+
+def _load_body(folder: Path, base: Path, decoder: Decoder) -> tuple[Decoder, Adapter | None] | None:
+    """What a reward model's head reads: the base with an adapter, or a decoder of its own; None where the folder holds neither."""
     if (folder / ADAPTER_WEIGHTS).is_file():
-        adapter = read_adapter(folder, decoder.config).requires_grad_(False)
-    else:
-        decoder = Decoder.load(base, decoder.dtype)
-        decoder.fill(_load(folder / FULL_WEIGHTS))
-    head = _load_head(folder / HEAD).requires_grad_(False)
-    return RewardModel(
-        decoder, adapter, head, said["pooling"], said["first_layer"], said["sd"], read_layer=said["read_layer"]
-    )
+        return decoder, read_adapter(folder, decoder.config).requires_grad_(False)
+    if not (folder / FULL_WEIGHTS).is_file():
+        return None
+    own = Decoder.load(base, decoder.dtype)
+    own.fill(_load(folder / FULL_WEIGHTS))
+    return own, None
 
 
 def write_adapter(folder: Path, adapter: Adapter, base: str) -> None:
     """PEFT's two files. Names: https://huggingface.co/docs/peft/developer_guides/checkpoint"""
     weights: dict[str, Tensor] = {}
-    for key in adapter.a:
-        layer, target = key.split(":")
-        at = f"base_model.model.model.layers.{layer}.{_room(target)}.{target}"
+    for key, linear in adapter.places.items():
+        at = f"base_model.model.{linear.path}"
         weights[f"{at}.lora_A.weight"] = adapter.a[key].detach().float().contiguous()
         weights[f"{at}.lora_B.weight"] = adapter.b[key].detach().float().contiguous()
     _save(folder / ADAPTER_WEIGHTS, weights)
@@ -121,7 +200,7 @@ def write_adapter(folder: Path, adapter: Adapter, base: str) -> None:
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": adapter.config.transposed,
         "target_modules": list(adapter.targets),
         "layers_to_transform": list(range(adapter.first_layer, adapter.config.n_layers)),
         "inference_mode": True,
@@ -129,7 +208,7 @@ def write_adapter(folder: Path, adapter: Adapter, base: str) -> None:
     artifacts.write_atomic(folder / ADAPTER_CONFIG, json.dumps(config, indent=1) + "\n")
 
 
-def read_adapter(folder: Path, config: DecoderConfig) -> Adapter:
+def read_adapter(folder: Path, config: Shape) -> Adapter:
     """A PEFT adapter folder, ours or another's. Raises BadInput on what we do not apply (rsLoRA, DoRA, biases, other modules)."""
     path = folder / ADAPTER_CONFIG
     if not path.is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
@@ -141,7 +220,7 @@ def read_adapter(folder: Path, config: DecoderConfig) -> Adapter:
             ("use_rslora", False),
             ("use_dora", False),
             ("bias", "none"),
-            ("fan_in_fan_out", False),
+            ("fan_in_fan_out", config.transposed),
             ("modules_to_save", None),
             ("rank_pattern", {}),
             ("alpha_pattern", {}),
@@ -151,30 +230,46 @@ def read_adapter(folder: Path, config: DecoderConfig) -> Adapter:
     if refused:
         raise BadInput(f"{path} sets {', '.join(refused)}, which is not supported; train a plain LoRA.")
     weights = _load(folder / ADAPTER_WEIGHTS)
-    found: dict[tuple[int, str, str], Tensor] = {}
+    places = {
+        linear.path: (layer, target)
+        for layer in range(config.n_layers)
+        for target, linear in config.linears(layer).items()
+    }
+    found: dict[tuple[str, str], Tensor] = {}  # (path, A or B)
     for name, weight in weights.items():
-        match = re.fullmatch(r"base_model\.model\.model\.layers\.(\d+)\.\w+\.(\w+)\.lora_([AB])\.weight", name)
-        if match is None:
-            raise BadInput(f"{folder / ADAPTER_WEIGHTS} holds {name!r}, which is not a LoRA weight of a llama layer.")
-        found[int(match[1]), match[2], match[3]] = weight
-    targets = sorted({target for _, target, _ in found})
-    adapter = Adapter(config, int(raw["r"]), raw["lora_alpha"], min(layer for layer, _, _ in found), targets)
+        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)
+        if match is None or match[1] not in places:
+            layer = re.search(r"\.(\d+)\.", name)
+            if match is not None and layer is not None and int(layer[1]) >= config.n_layers:
+                raise BadInput(f"{folder} adapts layer {layer[1]}, but this base has {config.n_layers}.")
+            raise BadInput(
+                f"{folder / ADAPTER_WEIGHTS} holds {name!r}, which is not a LoRA weight of this base's layers."
+            )
+        found[match[1], match[2]] = weight
+    if not found:
+        raise BadInput(f"{folder / ADAPTER_WEIGHTS} is empty; it adapts no layer.")
+    used = [places[path] for path, _ in found]
+    adapter = Adapter(
+        config,
+        int(raw["r"]),
+        raw["lora_alpha"],
+        min(layer for layer, _ in used),
+        sorted({target for _, target in used}),
+    )
     for side, parameters in (("A", adapter.a), ("B", adapter.b)):
         for key, parameter in parameters.items():
-            layer, target = key.split(":")
-            given = found.pop((int(layer), target, side), None)
+            at = adapter.places[key].path
+            given = found.get((at, side))
             if given is None:  # PEFT may adapt single layers: the others are the base's, which B = 0 says
                 if side == "A":
                     continue
                 given = torch.zeros_like(parameter)
             if given.shape != parameter.shape:
                 raise BadInput(
-                    f"{folder} has a {target} of shape {tuple(given.shape)} in layer {layer}, this base needs "
+                    f"{folder} has a LoRA weight of shape {tuple(given.shape)} for {at}, this base needs "
                     f"{tuple(parameter.shape)}; it was trained on another model."
                 )
             parameter.data.copy_(given)
-    if found:
-        raise BadInput(f"{folder} adapts layer {max(found)[0]}, but this base has {config.n_layers}.")
     return adapter
 
 
@@ -190,11 +285,13 @@ def _shape(adapter: Adapter) -> dict[str, Any]:
 def _finish(
     folder: Path,
     kind: str,
+    base_folder: Path,
     base: BaseIdentity,
     shape: dict[str, Any] | None,
     parents: Mapping[str, str],
     metrics: Mapping[str, Any],
     extra: Mapping[str, Any],
+    card: str = "",
 ) -> artifacts.Manifest:
     lineage = {role: _id_of(place) for role, place in parents.items() if place}
     body = {
@@ -202,6 +299,7 @@ def _finish(
         "base": {"spec": base.spec, "sha256": base.sha256},
         "tokenizer_sha256": base.tokenizer_sha256,
         "template_sha256": base.template_sha256,
+        "specimen": json.dumps(specimen(ChatTokenizer.load(base_folder)), ensure_ascii=False),
         "adapter": shape,
         "parents": lineage,
         "metrics": dict(metrics),
@@ -217,6 +315,7 @@ def _finish(
         *(f"- {name}: {value}" for name, value in metrics.items()),
         "",
         "manifest.json names base, tokenizer and chat template by sha256; it is refused with any other.",
+        *(["", card] if card else []),
     ]
     artifacts.write_atomic(folder / "card.md", "\n".join(lines) + "\n")
     return artifacts.finish(folder, "checkpoint", body)
@@ -240,9 +339,21 @@ def _open(folder: Path, kind: str, base: Path) -> artifacts.Manifest:
         if theirs != ours:
             raise BadInput(
                 f"{folder} was trained with another {what} ({body['base']['spec']}, {theirs[:12]}) than {base} has "
-                f"({ours[:12]}); load it with the base it was trained on."
+                f"({ours[:12]}){_first_difference(body, base)}; load it with the base it was trained on."
             )
     return manifest
+
+
+def _first_difference(body: Mapping[str, Any], base: Path) -> str:
+    """Where the base renders the specimen conversation in other tokens than the Checkpoint's own did; empty where it does not."""
+    if "specimen" not in body:  # a Checkpoint from before it was kept
+        return ""
+    theirs = [(token, text) for token, text in json.loads(body["specimen"])]
+    for place, (one, other) in enumerate(zip_longest(theirs, specimen(ChatTokenizer.load(base)))):
+        if one != other:
+            there, here = ("its end" if t is None else f"{t[1]!r} (id {t[0]})" for t in (one, other))
+            return f": token {place} of the specimen conversation is {there} there and {here} here"
+    return ""
 
 
 def _trained_weights(decoder: Decoder, first_layer: int, read_layer: int) -> dict[str, Tensor]:
@@ -252,10 +363,6 @@ def _trained_weights(decoder: Decoder, first_layer: int, read_layer: int) -> dic
         return first_layer <= int(layer[1]) <= read_layer if layer else first_layer == 0 or name == "model.norm.weight"
 
     return {name: weight.contiguous() for name, weight in decoder.hf_names().items() if trained(name)}
-
-
-def _room(target: str) -> str:
-    return "mlp" if target in PRODUCTS["gate_up"] + PRODUCTS["down"] else "self_attn"
 
 
 def _save(path: Path, weights: Mapping[str, Tensor]) -> None:
@@ -274,9 +381,21 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 
 def _load_head(path: Path) -> ScalarHead:
-    state = _load(path)
+    return _head(_load(path))
+
+
+def _load_heads(path: Path) -> dict[str, ScalarHead]:
+    """Heads by criterion; none where there is no such file."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in (_load(path) if path.is_file() else {}).items():
+        criterion, _, key = name.rpartition(".")
+        parts.setdefault(criterion, {})[key] = tensor
+    return {criterion: _head(state) for criterion, state in parts.items()}
+
+
+def _head(state: Mapping[str, Tensor]) -> ScalarHead:
     head = ScalarHead(len(state["weight"]))
-    head.load_state_dict(state)
+    head.load_state_dict(dict(state))
     return head
 
 

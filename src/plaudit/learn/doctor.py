@@ -6,6 +6,8 @@ log-probabilities taken from the sampler, a reference that is not what the polic
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -72,3 +74,24 @@ def check_off(module: nn.Module) -> None:
     for name, part in module.named_modules():
         if isinstance(part, nn.Dropout) and part.p > 0 and part.training:
             raise TrainingStopped(f"{name} drops out with p = {part.p}; PPO needs the same function in every pass.")
+
+
+def check_first_preferences(worst_ratio: float, loss: float, expected: float) -> None:
+    """Before any update of an offline run policy and reference are the same function: every log-ratio is 0, bit for bit, and the loss is
+    what its closed form gives there (ln 2 for DPO, whatever the labels)."""
+    if worst_ratio != 0.0:
+        raise TrainingStopped(
+            f"Policy and reference differ by {worst_ratio:.3g} nats before the first update; the passes do not compute the same "
+            "function (adapter, masks or dtype)."
+        )
+    if abs(loss - expected) > 1e-5 * max(expected, 1.0):
+        raise TrainingStopped(f"The first loss is {loss:.6f}; with policy = reference it must be {expected:.6f}.")
+
+
+def check_finite(loss: float, update: int, rows: list[str]) -> None:
+    """Raises TrainingStopped naming the batch whose loss is not a number; nothing was updated, the last saved state stays."""
+    if not math.isfinite(loss):
+        shown = ", ".join(rows[:8]) + (" ..." if len(rows) > 8 else "")
+        raise TrainingStopped(
+            f"The loss of update {update} is {loss} (rows {shown}); lower the learning rate or look at these rows."
+        )

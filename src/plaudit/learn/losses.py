@@ -8,6 +8,7 @@ summed over micro-batches (or processes) of any size are those of one big batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 # exp(20) is 5e8: far beyond any ratio that is trained on, and finite in every dtype that is used here.
 MAX_LOG_RATIO = 20.0
+LossNorm = Literal["token", "sequence", "constant"]
 
 
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
@@ -79,6 +81,27 @@ def clipped_surrogate(
     return loss, stats
 
 
+def response_weights(mask: Tensor, norm: LossNorm, length: int) -> Tensor:
+    """What one token of each response counts in a minibatch's loss.   mask (n, T) -> (n,)
+
+        token       1 / tokens of the minibatch: long responses count more (DAPO, Yu et al. 2025)
+        sequence    1 / (n tokens of the response): a long wrong response is punished less per token (GRPO, Shao et al. 2024, equation 3)
+        constant    1 / (n length): free of both biases (Dr. GRPO, Liu et al. 2025); up to the factor RLOO's sum over tokens
+
+    n counts responses of which anything is trained. A surrogate is homogeneous in its advantages, so weighting these is weighting it.
+    """
+    tokens = mask.sum(dim=1)
+    n = (tokens > 0).sum().clamp(min=1)
+    match norm:
+        case "token":
+            weights = torch.ones_like(tokens) / tokens.sum().clamp(min=1)
+        case "sequence":
+            weights = 1.0 / (n * tokens.clamp(min=1))
+        case "constant":
+            weights = torch.ones_like(tokens) / (n * length)
+    return weights.float()
+
+
 def clipped_value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float, denominator: Tensor | float
 ) -> Tensor:
@@ -110,6 +133,46 @@ def centring(chosen: Tensor, rejected: Tensor) -> Tensor:
     return (chosen.float() + rejected.float()) ** 2
 
 
-def dpo(chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, beta: float) -> Tensor:
-    """-log s(beta ((c - c_ref) - (r - r_ref))) of summed response log-probs (Rafailov et al. 2023, equation 7).   (B,) -> (B,)"""
-    return -F.logsigmoid(beta * ((chosen - reference_chosen) - (rejected - reference_rejected)))
+def dpo(chosen: Tensor, rejected: Tensor, beta: float, probability: Tensor | float = 1.0) -> Tensor:
+    """-p log s(D) - (1-p) log s(-D),  D = beta (chosen - rejected), of log-ratios log policy/reference.   (B,) -> (B,)
+
+    Rafailov et al. 2023, equation 7, for p = 1; p = 1 - e is conservative DPO with label smoothing e (Mitchell 2023). Its minimum
+    lies at D = logit(p), so a soft label also says how far the policy may go.
+    """
+    difference = beta * (chosen.float() - rejected.float())
+    return -probability * F.logsigmoid(difference) - (1 - probability) * F.logsigmoid(-difference)
+
+
+def ipo(chosen: Tensor, rejected: Tensor, beta: float, probability: Tensor | float = 1.0) -> Tensor:
+    """(chosen - rejected - (2p - 1) / (2 beta))^2 of log-ratios (Azar et al. 2023, equation 17, where p = 1).   (B,) -> (B,)
+
+    Up to a constant the mean over labels drawn with probability p.
+    """
+    return (chosen.float() - rejected.float() - (2 * probability - 1) / (2 * beta)) ** 2
+
+
+def kto(
+    ratio: Tensor,
+    reference_point: Tensor | float,
+    desirable: Tensor,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Tensor:
+    """w+ (1 - s(beta (r - z))) of a desirable, w- (1 - s(beta (z - r))) of an undesirable log-ratio r.   (B,) -> (B,)
+
+    Ethayarajh et al. 2024, section 4; z is `kto_reference_point`. `desirable` is the probability of the label, so p = .8 is .8 of the
+    one and .2 of the other.
+    """
+    gain = beta * (ratio.float() - reference_point)
+    return desirable * desirable_weight * torch.sigmoid(-gain) + (1 - desirable) * undesirable_weight * torch.sigmoid(
+        gain
+    )
+
+
+def kto_reference_point(mismatched: Tensor) -> Tensor:
+    """max(0, mean log-ratio of responses to *other* prompts): the KL a response is compared with, without gradient.   (B,) -> scalar
+
+    Ethayarajh et al. 2024, section 4: biased, but one response a prompt is enough and nothing has to be sampled.
+    """
+    return mismatched.detach().float().mean().clamp(min=0)

@@ -1,8 +1,8 @@
 """A lean decoder for llama-shaped models, LoRA beside it, and scalar heads. Read weights, run layers, nothing else.
 
-Supported: llama (SmolLM included), mistral, qwen2. Weights come from a Hugging Face folder's safetensors; q, k, v and gate, up are
-stored as one matrix each, so that a layer is four products. Left out on purpose: dropout (checklist 4: off everywhere), gradient
-checkpointing (dear at this size), a KV cache (rollout.py owns it), rope scaling other than the plain one.
+Supported: llama (SmolLM included), mistral, qwen2, qwen3; other architectures run through plain.py. Weights come from a Hugging Face
+folder's safetensors; q, k, v and gate, up are stored as one matrix each, so that a layer is four products. Left out on purpose: dropout
+(checklist 4: off everywhere), gradient checkpointing (dear at this size), a KV cache (rollout.py owns it), rope scaling other than llama3's.
 
 Shapes: B rows, T positions, S keys, D model width, H heads, G key-value heads, V vocabulary, r LoRA rank.
 Weights of the base are frozen parameters in `dtype`; adapters and heads are fp32 masters, cast at use.
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from plaudit.errors import BadInput, NotFound
 
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # The product a target belongs to: the targets of one product read the same input and their outputs lie side by side.
 PRODUCTS: dict[str, tuple[str, ...]] = {
@@ -37,12 +37,60 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
-    """The shape of a llama-shaped model, read from a Hugging Face config.json."""
+class Linear:
+    """A linear layer that an adapter may change."""
+
+    path: str  # its module's name in Hugging Face's model
+    width_in: int
+    width_out: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What programs and adapters must know of a model, whichever decoder runs it."""
 
     vocab_size: int
     d_model: int
     n_layers: int
+    max_positions: int  # tokens of prompt and response together
+    stop_ids: tuple[int, ...]  # ids that end a response; generation_config.json's where it names them
+    transposed: bool  # weights lie as (in, out): GPT-2's Conv1D, PEFT's fan_in_fan_out
+
+    def linears(self, layer: int) -> Mapping[str, Linear]:
+        """The linear layers of one block, by the name that a LoRA config gives them."""
+        raise NotImplementedError
+
+    def targets_of(self, product: str) -> tuple[str, ...]:
+        """The targets that one product computes, their outputs side by side."""
+        raise NotImplementedError
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Every target that some layer has, in order."""
+        return tuple(dict.fromkeys(target for layer in range(self.n_layers) for target in self.linears(layer)))
+
+
+@dataclass(frozen=True)
+class Llama3Rope:
+    """The rotary frequencies of Llama 3.1 and later: long wavelengths are stretched by `factor`, short ones kept, between them a ramp."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
+
+    def scaled(self, inverse: Tensor) -> Tensor:
+        """(hd / 2,) -> (hd / 2,). Source: transformers, _compute_llama3_parameters."""
+        turns = self.original_max_positions * inverse / (2 * math.pi)  # whole turns within the trained context
+        ramp = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        kept = ramp.clamp(0.0, 1.0)
+        return kept * inverse + (1 - kept) * inverse / self.factor
+
+
+@dataclass(frozen=True)
+class DecoderConfig(Shape):
+    """The shape of a llama-shaped model, read from a Hugging Face config.json. A sliding window counts as the limit of positions."""
+
     n_heads: int
     n_kv_heads: int
     head_dim: int
@@ -52,8 +100,8 @@ class DecoderConfig:
     tied: bool
     qkv_bias: bool
     o_bias: bool
-    max_positions: int  # tokens of prompt and response together; a sliding window counts as the limit
-    stop_ids: tuple[int, ...]  # ids that end a response; generation_config.json's where it names them
+    qk_norm: bool  # qwen3: queries and keys are normed for each head before they turn
+    llama3_rope: Llama3Rope | None
 
     @staticmethod
     def read(folder: Path) -> DecoderConfig:
@@ -69,23 +117,19 @@ class DecoderConfig:
             raise BadInput(f"{folder} is a {architecture}; supported are {', '.join(ARCHITECTURES)}.")
         rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
         kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default":
-            raise BadInput(f"{folder} uses {kind!r} rope scaling; only the plain rotary embedding is supported.")
+        if kind not in ("default", "llama3"):
+            raise BadInput(
+                f"{folder} uses {kind!r} rope scaling; supported are the plain rotary embedding and llama3's."
+            )
         if raw.get("mlp_bias"):
             raise BadInput(f"{folder} has biases in its MLP (mlp_bias), which is not supported.")
         if raw.get("hidden_act", "silu") != "silu":
             raise BadInput(f"{folder} uses the activation {raw['hidden_act']!r}; only silu is supported.")
         bias = bool(raw.get("attention_bias", False))
         heads, width = int(raw["num_attention_heads"]), int(raw["hidden_size"])
-        window = (
-            raw.get("sliding_window") if raw.get("use_sliding_window", architecture != "Qwen2ForCausalLM") else None
-        )
+        slides = raw.get("use_sliding_window", not architecture.startswith("Qwen"))
+        window = raw.get("sliding_window") if slides else None
         limit = int(raw.get("max_position_embeddings", 2048))
-        generation = folder / "generation_config.json"
-        stop = (json.loads(generation.read_text()).get("eos_token_id") if generation.is_file() else None) or raw.get(
-            "eos_token_id"
-        )
-        stop_ids = () if stop is None else tuple(stop) if isinstance(stop, list) else (stop,)
         return DecoderConfig(
             vocab_size=int(raw["vocab_size"]),
             d_model=width,
@@ -98,10 +142,39 @@ class DecoderConfig:
             rms_eps=float(raw.get("rms_norm_eps", 1e-6)),
             tied=bool(raw.get("tie_word_embeddings", False)),
             qkv_bias=bias or architecture == "Qwen2ForCausalLM",
-            o_bias=bias and architecture == "LlamaForCausalLM",
+            o_bias=bias and architecture in ("LlamaForCausalLM", "Qwen3ForCausalLM"),
+            qk_norm=architecture == "Qwen3ForCausalLM",
+            llama3_rope=Llama3Rope(
+                float(rope["factor"]),
+                float(rope["low_freq_factor"]),
+                float(rope["high_freq_factor"]),
+                int(rope["original_max_position_embeddings"]),
+            )
+            if kind == "llama3"
+            else None,
             max_positions=min(limit, int(window)) if window else limit,
-            stop_ids=stop_ids,
+            stop_ids=read_stop_ids(folder, raw),
+            transposed=False,
         )
+
+    def linears(self, layer: int) -> Mapping[str, Linear]:
+        room = dict.fromkeys(PRODUCTS["gate_up"] + PRODUCTS["down"], "mlp")
+        return {
+            target: Linear(
+                f"model.layers.{layer}.{room.get(target, 'self_attn')}.{target}",
+                self.width_in(target),
+                self.width_out(target),
+            )
+            for target in TARGETS
+        }
+
+    def targets_of(self, product: str) -> tuple[str, ...]:
+        return PRODUCTS[product]
+
+    def inverse_frequencies(self) -> Tensor:
+        """(hd / 2,) radians that each pair of channels turns from one position to the next."""
+        inverse = self.rope_theta ** -(torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim)
+        return inverse if self.llama3_rope is None else self.llama3_rope.scaled(inverse)
 
     def width_in(self, target: str) -> int:
         match target:
@@ -124,6 +197,14 @@ class DecoderConfig:
                 return self.d_model
 
 
+def read_stop_ids(folder: Path, raw: Mapping[str, Any]) -> tuple[int, ...]:
+    """Ids that end a response: of generation_config.json where it names them, else of config.json, whose content `raw` is."""
+    generation = folder / "generation_config.json"
+    said = json.loads(generation.read_text()).get("eos_token_id") if generation.is_file() else None
+    stop = raw.get("eos_token_id") if said is None else said
+    return () if stop is None else tuple(stop) if isinstance(stop, list) else (stop,)
+
+
 class Deltas(Protocol):
     """What a product asks for: the low-rank addition to its output, or None. Adapter is one; rollout's per-row mixture the other."""
 
@@ -144,6 +225,8 @@ class Layer(nn.Module):
         self.input_norm, self.mlp_norm = frozen(c.d_model), frozen(c.d_model)
         self.qkv = frozen(width_qkv, c.d_model)
         self.qkv_bias = frozen(width_qkv) if c.qkv_bias else None
+        self.q_norm = frozen(c.head_dim) if c.qk_norm else None
+        self.k_norm = frozen(c.head_dim) if c.qk_norm else None
         self.o = frozen(c.d_model, c.n_heads * c.head_dim)
         self.o_bias = frozen(c.d_model) if c.o_bias else None
         self.gate_up = frozen(2 * c.d_ff, c.d_model)
@@ -157,13 +240,17 @@ class Layer(nn.Module):
         """This layer with some products' weights exchanged; the others are shared."""
         copy = Layer.__new__(Layer)
         nn.Module.__init__(copy)
-        for name in ("input_norm", "mlp_norm", "qkv_bias", "o_bias", *PRODUCTS):
+        for name in ("input_norm", "mlp_norm", "q_norm", "k_norm", "qkv_bias", "o_bias", *PRODUCTS):
             setattr(copy, name, weights.get(name, getattr(self, name)))
         return copy
 
 
 class Decoder(nn.Module):
-    """Embedding, layers, final norm, head. Frozen by default; `requires_grad_(True)` makes it a full fine-tune."""
+    """Embedding, layers, final norm, head. Frozen by default; `requires_grad_(True)` makes it a full fine-tune.
+
+    What programs may ask of any decoder, plain.PlainDecoder too: `config` as a Shape, `embed`, `run_layers` from the bottom to the top,
+    `final`, `logits`, `frozen_head`, `trunk_depth`, `folded`, `for_sampling`.
+    """
 
     cos: Tensor
     sin: Tensor
@@ -181,8 +268,8 @@ class Decoder(nn.Module):
             if config.tied
             else nn.Parameter(torch.empty(config.vocab_size, config.d_model, dtype=dtype), requires_grad=False)
         )
-        inverse = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
-        angles = torch.outer(torch.arange(config.max_positions, dtype=torch.float32), inverse).repeat(1, 2)
+        positions = torch.arange(config.max_positions, dtype=torch.float32)
+        angles = torch.outer(positions, config.inverse_frequencies()).repeat(1, 2)
         self.register_buffer("cos", angles.cos(), persistent=False)  # (max_positions, head_dim)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
@@ -210,15 +297,18 @@ class Decoder(nn.Module):
             at = f"model.layers.{index}"
             names[f"{at}.input_layernorm.weight"] = layer.input_norm.data
             names[f"{at}.post_attention_layernorm.weight"] = layer.mlp_norm.data
+            if layer.q_norm is not None and layer.k_norm is not None:
+                names[f"{at}.self_attn.q_norm.weight"] = layer.q_norm.data
+                names[f"{at}.self_attn.k_norm.weight"] = layer.k_norm.data
+            linears = c.linears(index)
             for product, targets in PRODUCTS.items():
-                room = "mlp" if product in ("gate_up", "down") else "self_attn"
                 widths = [c.width_out(target) for target in targets]
                 for target, part in zip(targets, torch.split(layer.weight(product).data, widths), strict=True):
-                    names[f"{at}.{room}.{target}.weight"] = part
+                    names[f"{linears[target].path}.weight"] = part
                 bias = getattr(layer, f"{product}_bias", None)
                 if bias is not None:
                     for target, part in zip(targets, torch.split(bias.data, widths), strict=True):
-                        names[f"{at}.{room}.{target}.bias"] = part
+                        names[f"{linears[target].path}.bias"] = part
         return names
 
     def fill(self, weights: Mapping[str, Tensor]) -> list[str]:
@@ -250,6 +340,9 @@ class Decoder(nn.Module):
         x = rms_norm(hidden, w.input_norm, c.rms_eps)
         qkv = _product(w, layer, "qkv", x, deltas).view(*x.shape[:-1], c.n_heads + 2 * c.n_kv_heads, c.head_dim)
         qk, v = torch.split(qkv, [c.n_heads + c.n_kv_heads, c.n_kv_heads], dim=-2)
+        if w.q_norm is not None and w.k_norm is not None:
+            q, k = torch.split(qk, [c.n_heads, c.n_kv_heads], dim=-2)
+            qk = torch.cat((rms_norm(q, w.q_norm, c.rms_eps), rms_norm(k, w.k_norm, c.rms_eps)), dim=-2)
         left, right = qk.chunk(2, dim=-1)
         qk = qk * cos + torch.cat((-right, left), dim=-1) * sin
         q, k = torch.split(qk, [c.n_heads, c.n_kv_heads], dim=-2)
@@ -294,6 +387,14 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Head over normed hidden states, (..., D) -> (..., V) fp32."""
         return _linear(hidden, self.head, None).float()
+
+    def frozen_head(self) -> Tensor | None:
+        """(V, D) where logits are this frozen matrix times the normed states, so that a loss may form its gradient on the way; else None."""
+        return None if self.head.requires_grad else self.head
+
+    def trunk_depth(self, layer: int) -> int:
+        """How many of the lowest `layer` frozen layers can be run once and shared: all of them."""
+        return layer
 
     def folded(self, adapter: Adapter) -> Decoder:
         """A decoder with the adapter added into its weights; everything the adapter leaves alone is shared, not copied.
@@ -348,7 +449,7 @@ class Adapter(nn.Module):
 
     def __init__(
         self,
-        config: DecoderConfig,
+        config: Shape,
         rank: int,
         alpha: float,
         first_layer: int = 0,
@@ -356,10 +457,7 @@ class Adapter(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.targets = tuple(target for target in TARGETS if target in set(targets))
-        unknown = set(targets) - set(TARGETS)
-        if unknown or not self.targets:
-            raise BadInput(f"Unknown LoRA targets {sorted(unknown)}; choose from {', '.join(TARGETS)}.")
+        self.targets = _chosen(config, tuple(targets))
         if not 0 <= first_layer < config.n_layers or rank < 1:
             raise BadInput(
                 f"LoRA of rank {rank} from layer {first_layer} does not fit a model of {config.n_layers} layers; "
@@ -369,43 +467,69 @@ class Adapter(nn.Module):
         self.scale = alpha / rank
         generator = torch.Generator().manual_seed(seed)
         self.a, self.b = nn.ParameterDict(), nn.ParameterDict()
+        self.places: dict[str, Linear] = {}  # key of `a` and `b` -> the layer it changes
         for layer in range(first_layer, config.n_layers):
-            for target in self.targets:
+            linears = config.linears(layer)
+            for target in (target for target in self.targets if target in linears):
+                key, linear = _key(layer, target), linears[target]
                 # Kaiming-uniform with a = sqrt(5), as PEFT: bound 1 / sqrt(fan_in).
-                bound = 1 / math.sqrt(config.width_in(target))
-                a = torch.empty(rank, config.width_in(target)).uniform_(-bound, bound, generator=generator)
-                self.a[f"{layer}:{target}"] = nn.Parameter(a)
-                self.b[f"{layer}:{target}"] = nn.Parameter(torch.zeros(config.width_out(target), rank))
+                bound = 1 / math.sqrt(linear.width_in)
+                a = torch.empty(rank, linear.width_in).uniform_(-bound, bound, generator=generator)
+                self.a[key] = nn.Parameter(a)
+                self.b[key] = nn.Parameter(torch.zeros(linear.width_out, rank))
+                self.places[key] = linear
 
     def delta(self, layer: int, product: str, x: Tensor) -> Tensor | None:
         """x (..., in) -> the addition to the product's output (..., out), or None where this adapter has none."""
-        targets = [target for target in PRODUCTS[product] if target in self.targets]
-        if layer < self.first_layer or not targets:
+        beside = self.config.targets_of(product)
+        targets = [target for target in beside if _key(layer, target) in self.places]
+        if not targets:
             return None
-        keys = [f"{layer}:{target}" for target in targets]
+        keys = [_key(layer, target) for target in targets]
         down = self.a[keys[0]] if len(keys) == 1 else torch.cat([self.a[key] for key in keys])
         low = F.linear(x, down.to(x.dtype)) * self.scale  # (..., r * targets)
         parts = dict(zip(targets, torch.split(low, self.rank, dim=-1), strict=True))
         out = [
-            F.linear(parts[target], self.b[f"{layer}:{target}"].to(x.dtype))
+            F.linear(parts[target], self.b[_key(layer, target)].to(x.dtype))
             if target in parts
-            else x.new_zeros(*x.shape[:-1], self.config.width_out(target))
-            for target in PRODUCTS[product]
+            else x.new_zeros(*x.shape[:-1], self.config.linears(layer)[target].width_out)
+            for target in beside
         ]
         return out[0] if len(out) == 1 else torch.cat(out, dim=-1)
 
     @torch.no_grad()
     def fold(self, layer: int, product: str, weight: Tensor) -> Tensor:
         """The product's (fused) weight with this adapter added; the same tensor where it has nothing to add."""
-        if layer < self.first_layer or not set(PRODUCTS[product]) & set(self.targets):
+        beside = self.config.targets_of(product)
+        if not any(_key(layer, target) in self.places for target in beside):
             return weight
         weight = weight.clone()
-        widths = [self.config.width_out(target) for target in PRODUCTS[product]]
-        for target, part in zip(PRODUCTS[product], torch.split(weight, widths), strict=True):
-            key = f"{layer}:{target}"
-            if target in self.targets:
+        linears = self.config.linears(layer)
+        for target, part in zip(beside, torch.split(weight, [linears[t].width_out for t in beside]), strict=True):
+            key = _key(layer, target)
+            if key in self.places:
                 part.addmm_(self.b[key].to(part.dtype), self.a[key].to(part.dtype), alpha=self.scale)
         return weight
+
+
+def _key(layer: int, target: str) -> str:
+    return f"{layer}:{target.replace('.', '/')}"  # a parameter's name must not hold a point
+
+
+def _chosen(config: Shape, targets: tuple[str, ...]) -> tuple[str, ...]:
+    """The model's linear layers that `targets` name, in the model's order; the seven of a llama mean all of any model.
+
+    A name may be the end of a longer one, as in PEFT: q_proj is self_attn.q_proj. Raises BadInput on a name that is not there.
+    """
+    known = config.targets
+    if set(targets) == set(TARGETS):
+        return known
+    found = {target: [name for name in known if f".{name}".endswith(f".{target}")] for target in targets}
+    unknown = sorted(target for target, names in found.items() if not names)
+    if unknown or not targets:
+        raise BadInput(f"Unknown LoRA targets {unknown}; choose from {', '.join(known)}.")
+    named = {name for names in found.values() for name in names}
+    return tuple(name for name in known if name in named)
 
 
 class ScalarHead(nn.Module):

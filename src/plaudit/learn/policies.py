@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
-from plaudit.errors import ConfigError
-from plaudit.learn import checkpoint
+from plaudit.errors import BadInput, ConfigError
+from plaudit.learn import checkpoint, decoders
 from plaudit.learn.configs import ComputeConfig, LoraConfig
-from plaudit.learn.nets import Adapter, Decoder, pick_dtype
+from plaudit.learn.nets import Adapter, Decoder, Shape, pick_dtype
+from plaudit.learn.tokens import ChatTokenizer
 
 
 def choose_dtype(compute: ComputeConfig) -> torch.dtype:
@@ -23,9 +24,20 @@ def choose_dtype(compute: ComputeConfig) -> torch.dtype:
             return torch.bfloat16
 
 
+def check_vocabulary(base: Path, shape: Shape) -> None:
+    """Raises BadInput where the tokenizer gives ids that the model has no embedding for."""
+    highest = ChatTokenizer.load(base).highest_id
+    if highest >= shape.vocab_size:
+        raise BadInput(
+            f"The tokenizer of {base} gives ids up to {highest}, its model has {shape.vocab_size} embeddings; "
+            "it belongs to another model."
+        )
+
+
 def load_base(base: str, first_layer: int, dtype: torch.dtype) -> Decoder:
-    """The base's decoder. Raises ConfigError where first_layer leaves nothing to train."""
-    decoder = Decoder.load(Path(base), dtype)
+    """The base's decoder. Raises ConfigError where first_layer leaves nothing to train, BadInput where the tokenizer is not the model's."""
+    decoder = decoders.load(Path(base), dtype)
+    check_vocabulary(Path(base), decoder.config)
     if first_layer >= decoder.config.n_layers:
         raise ConfigError(
             f"first_layer is {first_layer}, but {base} has {decoder.config.n_layers} layers; it must be below that."

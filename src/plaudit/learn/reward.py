@@ -1,148 +1,179 @@
-"""`reward`: a Bradley-Terry reward model on Preferences with soft labels.
+"""`reward`: Bradley-Terry reward models on Preferences with soft labels, from a Snapshot or a file of pairs.
 
-Chosen and rejected lie in one row behind their shared prompt; layers below `first_layer` run once for the whole training split. Nothing
-is chosen by looking at held-out rows: they are scored once an epoch for the curve, and at the end beside the two baselines.
+Pairs of one prompt lie in one row behind it, and answers that several of them share run once; layers below `first_layer` run once for the
+whole training split. Nothing is chosen by looking at held-out rows: they are scored for the curve, and at the end beside two baselines.
 
-metrics.jsonl: phase `train` (loss, accuracy, learning_rate, gradient_norm, pairs, epoch), phase `validate` (accuracy, log_loss, epoch).
+One body (a decoder with an adapter, or its own trained weights) carries M members' heads for C criteria: 1 x 1 as a rule; C heads where
+`heads` names criteria; an ensemble of K members is K bodies one after another on the same trunk, or one body with K x C heads.
+
+metrics.jsonl: phase `train` (loss, accuracy, learning_rate, gradient_norm, pairs, epoch, member), phase `validate` (accuracy, log_loss, n,
+train_accuracy, train_loss, epoch, member). Shapes: n pairs, N responses, k pairs of a micro-batch, M members of a body, C criteria.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from plaudit.artifacts import PreferenceRow, open_snapshot
-from plaudit.errors import BadInput, ConfigError
-from plaudit.learn import baselines, checkpoint, losses
-from plaudit.learn.batches import Batcher, group_lengths, length_buckets
+from plaudit.artifacts import PreferenceRow, write_atomic
+from plaudit.errors import ConfigError, TrainingStopped
+from plaudit.learn import card, checkpoint, losses, pairs_file, validation
+from plaudit.learn.batches import group_lengths, length_buckets
 from plaudit.learn.configs import RewardConfig
 from plaudit.learn.doctor import check_off, check_trainable
 from plaudit.learn.nets import Adapter, Decoder, ScalarHead
 from plaudit.learn.optimizer import AdamW
+from plaudit.learn.pairs_file import Pair
 from plaudit.learn.policies import choose_dtype, load_base
 from plaudit.learn.probe import fit_probe
-from plaudit.learn.rewards import RewardModel, head_width, pack_scores, pooled, score_responses
+from plaudit.learn.questions import Questions, Rows, criteria_of, encode, read_rows
+from plaudit.learn.rewards import RewardModel, head_width, pooled, score_responses
 from plaudit.learn.run_folder import Clock, RunFolder
-from plaudit.learn.tokens import ChatTokenizer, from_text
-from plaudit.stats import calibration, intervals
+from plaudit.learn.tokens import ChatTokenizer, from_text, pack, run_trunk
+from plaudit.learn.validation import Floats, Score
 
-Floats = NDArray[np.float64]
 REFERENCE_PAIRS = 64
+SEED_STEP = 1000  # between the seeds of two members
+NAMED = 5  # rows that a message names
+
+
+def pair_weights(config: RewardConfig, rows: Sequence[PreferenceRow], members: Sequence[int]) -> Tensor:
+    """Weight of each pair for each member: its votes, mean 1, times how often its family was drawn for that member.   -> (n, M)"""
+    weights = np.array([row.weight if config.use_weights else 1.0 for row in rows], dtype=np.float32)
+    weights /= weights.mean()
+    if config.members == 1 or not config.bootstrap:
+        return torch.from_numpy(weights)[:, None].repeat(1, len(members))
+    names = sorted({row.family for row in rows})
+    place = {name: i for i, name in enumerate(names)}
+    family = np.array([place[row.family] for row in rows])
+    drawn = [
+        np.bincount(
+            np.random.default_rng([config.seed, member]).integers(0, len(names), len(names)), minlength=len(names)
+        )
+        for member in members
+    ]
+    return torch.from_numpy(np.stack([weights * counts[family] for counts in drawn], axis=1).astype(np.float32))
+
+
+# --- training ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the pairs say, as a loss reads it: all (n, ...)."""
+
+    probability: Tensor  # (n, 1)
+    margin: Tensor  # (n, 1)
+    criterion: Tensor  # (n,) which of the C heads
+    weights: Tensor  # (n, M)
+
+    @staticmethod
+    def of(config: RewardConfig, rows: Sequence[PreferenceRow], members: Sequence[int]) -> Targets:
+        margins = [row.margin if config.use_margins and isinstance(row, Pair) else 0.0 for row in rows]
+        return Targets(
+            torch.tensor([row.probability for row in rows], dtype=torch.float32)[:, None],
+            torch.tensor(margins, dtype=torch.float32)[:, None],
+            torch.tensor(criteria_of(config, rows)),
+            pair_weights(config, rows, members),
+        )
 
 
 @dataclass
-class Training:
-    """Everything that changes while training; what `state/` holds."""
+class Body:
+    """A decoder with what is trained on it. `heads` holds M x C heads, member by member."""
 
-    model: RewardModel
+    members: list[int]
+    decoder: Decoder
+    adapter: Adapter | None
+    heads: nn.ModuleList
     adam: AdamW
-    generator: torch.Generator
+    model: RewardModel  # how a head reads this body; its own head is the first one
     update: int = 0
-    order: list[list[int]] = field(default_factory=list)  # this epoch's batches of pairs
-    curve: list[dict[str, Any]] = field(default_factory=list)
+    seen: list[float] = field(
+        default_factory=lambda: [0.0, 0.0, 0.0]
+    )  # pairs, right ones, loss x pairs since the last point
 
     @property
     def module(self) -> nn.Module:
-        """What is trained: the head, and the adapter or the decoder's upper layers."""
-        return nn.ModuleDict({"body": self.model.adapter or self.model.decoder, "head": self.model.head})
+        """What is trained: the heads, and the adapter or the decoder's upper layers."""
+        return nn.ModuleDict({"body": self.adapter or self.decoder, "heads": self.heads})
 
     def trained(self) -> dict[str, Tensor]:
         return {name: p.data for name, p in self.module.named_parameters() if p.requires_grad}
 
+    def scores(self, states: Tensor) -> Tensor:
+        """(k, D) -> (k, M, C)"""
+        found = torch.stack([head(states) for head in self.heads], dim=1)
+        return found.view(len(states), len(self.members), -1)
+
 
 def train(config: RewardConfig, run: RunFolder) -> dict[str, Any]:
     """Train, validate and write the Checkpoint; returns result.json's content. Raises PlauditErrors (see errors.py) a user can fix."""
-    clock = Clock()
+    clock = Clock(run)
     torch.manual_seed(config.seed)
-    train_rows, held_out = read_rows(config)
+    rows = read_rows(config)
+    write_atomic(run.folder / "rejected.jsonl", "".join(json.dumps(vars(one)) + "\n" for one in rows.rejected))
     tokenizer = ChatTokenizer.load(Path(config.base))
-    training = start(config)
-    weights = torch.tensor([row.weight if config.use_weights else 1.0 for row in train_rows], dtype=torch.float32)
-    weights = weights / weights.mean()
-    probabilities = torch.tensor([row.probability for row in train_rows], dtype=torch.float32)
+    apart = config.members_share == "trunk"
+    everyone = list(range(config.members))
+    decoder = load_decoder(config)
+    bodies = [start(config, decoder, members) for members in ([[m] for m in everyone] if apart else [everyone])]
     with clock.phase("trunk"):
-        data = encode(tokenizer, train_rows, config, training.model.decoder)
-        test = encode(tokenizer, held_out, config, training.model.decoder) if held_out else None
-
-    n_updates = config.epochs * -(-len(train_rows) // config.batch_pairs)
-    per_epoch = n_updates // config.epochs
-    if not restore(training, run) and config.probe:
-        with clock.phase("probe"):
-            probe_head(training.model, data, train_rows, probabilities, weights)
-    run.resume_metrics(training.update)
-    predicted: Floats | None = None
-    while training.update < n_updates:
-        step_clock = Clock()
-        if training.update % per_epoch == 0:
-            training.order = length_buckets(group_lengths(data.data), config.batch_pairs, training.generator)
-        pairs = training.order[training.update % per_epoch]
-        figures = update(training, config, data, pairs, probabilities, weights, n_updates)
-        training.update += 1
-        epoch = -(-training.update // per_epoch)
-        run.log(training.update, n_updates, "train", step_clock.total, epoch=epoch, pairs=len(pairs), **figures)
-        if training.update % per_epoch == 0 and test is not None:
-            step_clock = Clock()
-            predicted = predictions(training.model, test)
-            point = curve_point(predicted, held_out)
-            training.curve.append({"epoch": epoch, **point})
-            run.log(training.update, n_updates, "validate", step_clock.total, epoch=epoch, **point)
-        if training.update % config.compute.save_every == 0 or training.update == n_updates:
-            save(training, run)
+        data = encode(tokenizer, rows.train, config, decoder)
+        test = encode(tokenizer, rows.held_out, config, decoder) if rows.held_out else None
+    curve = learn(config, run, clock, bodies, data, test, rows)
     with clock.phase("normalise"):
-        mean, sd = centre(training.model, data)
-        model = replace(training.model, sd=sd)
+        model, normalisation = finished_model(config, bodies, data)
     with clock.phase("validate"):
-        if test is not None and predicted is None:  # a run that was killed after its last update
-            predicted = predictions(model, test)
         result = {
             "program": "reward",
-            "n_train": len(train_rows),
-            "n_valid": len(held_out),
+            "n_train": len(rows.train),
+            "n_valid": len(rows.held_out),
+            "n_rejected": len(rows.rejected),
+            "rejected": pairs_file.reasons(rows.rejected),
+            "n_other_criteria": rows.n_other_criteria,
+            "n_shared_families": len({row.family for row in rows.train} & {row.family for row in rows.held_out}),
+            "cut": data.cut,
             "epochs": config.epochs,
-            "normalisation": {"mean_before": mean, "sd": sd},
-            "curve": training.curve,
-            **validate(predicted, train_rows, held_out, config),
+            "members": config.members,
+            "normalisation": normalisation,
+            "curve": curve,
+            **validate(config, bodies, test, rows),
         }
+        if config.validation is not None:
+            result |= look_closer(config, tokenizer, model, rows)
     finish(config, run, model, result, clock)
     return result
 
 
-def read_rows(config: RewardConfig) -> tuple[list[PreferenceRow], list[PreferenceRow]]:
-    """(training split, held-out splits `valid` and `test`) of the criterion. Raises BadInput where nothing is left to train on."""
-    rows = [
-        row for row in open_snapshot(Path(config.snapshot)).preferences() if config.criterion in ("", row.criterion)
-    ]
-    train_rows = [row for row in rows if row.split == "train"]
-    if not train_rows:
-        raise BadInput(
-            f"{config.snapshot} has no training Preferences"
-            + (f" for the criterion {config.criterion!r}" if config.criterion else "")
-            + "; collect annotations and freeze a new Snapshot."
-        )
-    return train_rows, [row for row in rows if row.split in ("valid", "test")]
-
-
-def start(config: RewardConfig) -> Training:
-    """Fresh weights and optimizer. Raises ConfigError for full training in bf16, where small updates would be rounded away."""
+def load_decoder(config: RewardConfig) -> Decoder:
+    """The base. Raises ConfigError for a layer it lacks, and for full training in bf16, where small updates would be rounded away."""
     if config.lora is None and config.compute.dtype == "bfloat16":
         raise ConfigError(
             "compute.dtype is 'bfloat16' with full weights (lora null); train them in float32, or use LoRA."
         )
-    dtype = torch.float32 if config.lora is None else choose_dtype(config.compute)
-    decoder = load_base(config.base, config.first_layer, dtype)
-    read_layer = config.read_layer or decoder.config.n_layers
-    if read_layer > decoder.config.n_layers:
+    decoder = load_base(config.base, config.first_layer, _dtype(config))
+    if config.read_layer > decoder.config.n_layers:
         raise ConfigError(
-            f"RewardConfig.read_layer is {read_layer}, but {config.base} has {decoder.config.n_layers} layers; 0 means all of them."
+            f"RewardConfig.read_layer is {config.read_layer}, but {config.base} has {decoder.config.n_layers} layers; 0 means all of them."
         )
+    return decoder
+
+
+def _dtype(config: RewardConfig) -> torch.dtype:
+    return torch.float32 if config.lora is None else choose_dtype(config.compute)
+
+
+def start(config: RewardConfig, decoder: Decoder, members: list[int]) -> Body:
+    """Fresh weights and optimizer for these members."""
+    read_layer = config.read_layer or decoder.config.n_layers
     adapter = None
     if config.lora is not None:
         adapter = Adapter(
@@ -151,7 +182,7 @@ def start(config: RewardConfig) -> Training:
             config.lora.alpha,
             config.first_layer,
             config.lora.targets,
-            seed=config.seed,
+            seed=config.seed + SEED_STEP * members[0],
         )
     else:
         upper = [decoder.layer(index) for index in range(config.first_layer, read_layer)]
@@ -159,209 +190,364 @@ def start(config: RewardConfig) -> Training:
             parameter.requires_grad_(True)
         if config.first_layer == 0:
             decoder.embedding.requires_grad_(True)
-    head = ScalarHead(head_width(config.pooling, decoder.config.d_model), seed=config.seed)
-    model = RewardModel(decoder, adapter, head, config.pooling, config.first_layer, read_layer=read_layer)
+    width = head_width(config.pooling, decoder.config.d_model)
+    seeds = [config.seed + SEED_STEP * m + c for m in members for c in range(max(1, len(config.heads)))]
+    heads = [ScalarHead(width, seed=seed) for seed in seeds]
+    trained = nn.ModuleList(heads)
     body = [p for p in (adapter or decoder).parameters() if p.requires_grad]
-    adam = AdamW(config.optimizer, body, list(head.parameters()))
-    training = Training(model, adam, torch.Generator().manual_seed(config.seed))
-    check_trainable(nn.ModuleList([decoder, head]), [*body, *head.parameters()], dtype)
+    check_trainable(nn.ModuleList([decoder, trained]), [*body, *trained.parameters()], _dtype(config))
     check_off(decoder)
-    return training
+    model = RewardModel(decoder, adapter, heads[0], config.pooling, config.first_layer, read_layer=read_layer)
+    return Body(members, decoder, adapter, trained, AdamW(config.optimizer, body, list(trained.parameters())), model)
 
 
-def encode(tokenizer: ChatTokenizer, rows: Sequence[PreferenceRow], config: RewardConfig, decoder: Decoder) -> Batcher:
-    """Pair i as responses 2i (chosen) and 2i + 1 (rejected) to prompt i."""
-    data = from_text(
-        tokenizer,
-        [row.messages for row in rows],
-        [(row.chosen, row.rejected) for row in rows],
-        [(row.chosen_finished, row.rejected_finished) for row in rows],
-        max_prompt_tokens=config.max_prompt_tokens,
-        max_response_tokens=config.max_response_tokens,
-    )
-    return Batcher(decoder, data, config.first_layer, config.compute.micro_tokens)
+def plan(config: RewardConfig, body: Body, data: Questions, weights: Tensor) -> list[list[list[int]]]:
+    """Batches of groups for each epoch, of about `batch_pairs` pairs each; without groups that no member of this body drew."""
+    generator = torch.Generator().manual_seed(config.seed + SEED_STEP * body.members[0])
+    drawn = (weights > 0).any(dim=1)
+    alive = [g for g, pairs in enumerate(data.pairs) if bool(drawn[pairs].any())]
+    lengths = group_lengths(data.data)
+    n_pairs = sum(len(data.pairs[g]) for g in alive)
+    size = max(1, round(config.batch_pairs * len(alive) / n_pairs))
+    return [
+        [[alive[i] for i in batch] for batch in length_buckets([lengths[g] for g in alive], size, generator)]
+        for _ in range(config.epochs)
+    ]
 
 
-@torch.no_grad()
-def probe_head(
-    model: RewardModel, data: Batcher, rows: Sequence[PreferenceRow], probabilities: Tensor, weights: Tensor
-) -> None:
-    """Set the head to a logistic regression on the states it will read, before anything is trained."""
-    states: list[Tensor] = []
-    for block in data.blocks():
-        packs, trunk, names = data.packs(block)
-        found = torch.cat([pooled(model, batch, trunk) for batch in packs])
-        states.append(found[names[torch.cat([batch.response for batch in packs])].argsort()])
-    pairs = np.asarray(torch.cat(states).double()).reshape(len(rows), 2, -1)
-    families = [row.family for row in rows]
-    weight, _ = fit_probe(pairs[:, 0], pairs[:, 1], probabilities.double().numpy(), weights.double().numpy(), families)
-    model.head.weight.copy_(torch.from_numpy(weight))
+def learn(
+    config: RewardConfig,
+    run: RunFolder,
+    clock: Clock,
+    bodies: list[Body],
+    data: Questions,
+    test: Questions | None,
+    rows: Rows,
+) -> list[dict[str, Any]]:
+    """Train each body in turn, from the last saved state on; returns the learning curve."""
+    targets = [Targets.of(config, rows.train, body.members) for body in bodies]
+    plans = [plan(config, body, data, target.weights) for body, target in zip(bodies, targets, strict=True)]
+    sizes = [sum(len(epoch) for epoch in batches) for batches in plans]
+    saved = restore(bodies, run)
+    now, curve = saved if saved is not None else (0, [])
+    run.resume_metrics(sum(body.update for body in bodies))
+    for b in range(now, len(bodies)):
+        body, target, batches = bodies[b], targets[b], [batch for epoch in plans[b] for batch in epoch]
+        if body.update == 0 and config.probe:
+            with clock.phase("probe"):
+                probe_heads(body, data, rows.train, target)
+        points = curve_points(config, plans[b]) if test is not None else {}
+        while body.update < sizes[b]:
+            step_clock = Clock()
+            pairs, figures = update(body, config, data, batches[body.update], target, rows.train, sizes[b])
+            body.update += 1
+            done, of = sum(sizes[:b]) + body.update, sum(sizes)
+            epoch = -(-body.update * config.epochs // sizes[b])
+            run.log(done, of, "train", step_clock.total, epoch=epoch, pairs=pairs, **figures, member=b)
+            if body.update in points and test is not None:
+                step_clock = Clock()
+                point = curve_point(config, body, test, rows.held_out)
+                curve.append({"update": body.update, "epoch": epoch, "member": b, **point})
+                run.log(done, of, "validate", step_clock.total, epoch=epoch, **point, member=b)
+            if body.update % config.compute.save_every == 0 or body.update == sizes[b]:
+                save(bodies, b, curve, run)
+    return curve
 
 
 def update(
-    training: Training,
+    body: Body,
     config: RewardConfig,
-    data: Batcher,
-    pairs: Sequence[int],
-    probabilities: Tensor,
-    weights: Tensor,
+    data: Questions,
+    groups: Sequence[int],
+    target: Targets,
+    rows: Sequence[PreferenceRow],
     n_updates: int,
-) -> dict[str, float]:
-    """One optimizer step on `pairs`: the weighted mean over all of them, whatever the micro-batches."""
-    packs, trunk, names = data.packs(pairs)
-    total = float(weights[list(pairs)].sum())
+) -> tuple[int, dict[str, float]]:
+    """One optimizer step on the pairs of these groups: each member's weighted mean over all of them, whatever the micro-batches.
+
+    Raises TrainingStopped naming the rows where the loss or its gradient is not finite; no weight has moved then.
+    """
+    pairs = sorted(pair for group in groups for pair in data.pairs[group])
+    packs, trunk, names = data.batcher.packs(groups)
+    totals = target.weights[pairs].sum(dim=0).clamp(min=1e-12)  # (M,)
+    n_members = len(body.members)
     loss_sum, right = 0.0, 0.0
     for batch in packs:
-        scores = pack_scores(training.model, batch, trunk)
-        index = names[batch.response]
-        by_response = dict(zip(index.tolist(), range(len(index)), strict=True))
-        here = sorted({int(i) // 2 for i in index})
-        chosen = scores[[by_response[2 * pair] for pair in here]]
-        rejected = scores[[by_response[2 * pair + 1] for pair in here]]
-        share = weights[here] / total
-        loss = (share * losses.bradley_terry(chosen, rejected, probabilities[here])).sum()
+        scores = body.scores(pooled(body.model, batch, trunk))  # (responses, M, C)
+        index = names[batch.response].tolist()
+        place = {response: i for i, response in enumerate(index)}
+        here = sorted(pair for group in {data.data.group[i] for i in index} for pair in data.pairs[group])
+        own = target.criterion[here]
+        chosen, rejected = (
+            scores[[place[int(side[pair])] for pair in here], :, own] for side in (data.chosen, data.rejected)
+        )  # (k, M)
+        share = target.weights[here] / totals / n_members
+        loss = (share * losses.bradley_terry(chosen, rejected, target.probability[here], target.margin[here])).sum()
+        if not bool(torch.isfinite(loss)):
+            bad = [
+                pair
+                for pair, ok in zip(here, torch.isfinite(chosen - rejected).all(dim=1).tolist(), strict=True)
+                if not ok
+            ]
+            raise TrainingStopped(
+                f"The loss of update {body.update + 1} is {float(loss.detach())}; {_named(rows, bad or here)}; "
+                "lower the learning rate or look at these rows; the last saved state stays as it is."
+            )
         centred = (share * losses.centring(chosen, rejected)).sum()
         (loss + config.centring * centred).backward()  # type: ignore[no-untyped-call]
         loss_sum += float(loss.detach())
-        right += float(((chosen > rejected).float() + 0.5 * (chosen == rejected).float()).sum())
-    norm, rate = training.adam.step(training.update, n_updates)
-    return {"loss": loss_sum, "accuracy": right / len(pairs), "learning_rate": rate, "gradient_norm": norm}
+        right += float(((chosen > rejected).float() + 0.5 * (chosen == rejected).float()).sum()) / n_members
+    try:
+        norm, rate = body.adam.step(body.update, n_updates)
+    except TrainingStopped as error:
+        raise TrainingStopped(f"{error.message.rstrip('.')}; {_named(rows, pairs)}.") from error
+    body.seen = [a + b for a, b in zip(body.seen, (len(pairs), right, loss_sum * len(pairs)), strict=True)]
+    figures = {"loss": loss_sum, "accuracy": right / len(pairs), "learning_rate": rate, "gradient_norm": norm}
+    return len(pairs), figures
 
 
-def all_scores(model: RewardModel, data: Batcher, groups: Sequence[int] | None = None) -> Tensor:
-    """Raw scores of the responses of these groups (all, if not told), in order.   -> (N,)"""
+def _named(rows: Sequence[PreferenceRow], pairs: Sequence[int]) -> str:
+    some = ", ".join(rows[pair].preference_id for pair in pairs[:NAMED])
+    more = f" and {len(pairs) - NAMED} more" if len(pairs) > NAMED else ""
+    return f"its rows are {some}{more}"
+
+
+@torch.no_grad()
+def probe_heads(body: Body, data: Questions, rows: Sequence[PreferenceRow], target: Targets) -> None:
+    """Set each head to a logistic regression on the states it will read, before anything is trained."""
+    states: list[Tensor] = []
+    for block in data.batcher.blocks():
+        packs, trunk, names = data.batcher.packs(block)
+        found = torch.cat([pooled(body.model, batch, trunk) for batch in packs])
+        states.append(found[names[torch.cat([batch.response for batch in packs])].argsort()])
+    every = torch.cat(states).double()
+    n_criteria = len(body.heads) // len(body.members)
+    for h, head in enumerate(body.heads):
+        member, criterion = divmod(h, n_criteria)
+        some = ((target.criterion == criterion) & (target.weights[:, member] > 0)).nonzero()[:, 0]
+        if not len(some):
+            continue
+        weight, _ = fit_probe(
+            np.asarray(every[data.chosen[some]]),
+            np.asarray(every[data.rejected[some]]),
+            target.probability[some, 0].double().numpy(),
+            target.weights[some, member].double().numpy(),
+            [rows[int(i)].family for i in some],
+        )
+        head.weight.copy_(torch.from_numpy(weight))  # type: ignore[operator]
+
+
+# --- what the scores say ----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def all_scores(body: Body, data: Questions, groups: Sequence[int] | None = None) -> Tensor:
+    """Raw scores of the responses of these groups (all, if not told), in order of their index.   -> (N, M, C)"""
     scores = []
-    for block in data.blocks(groups):
-        packs, trunk, names = data.packs(block)
-        values = score_responses(model, packs, trunk)
-        present = torch.cat([batch.response for batch in packs])
-        scores.append(values[present[names[present].argsort()]])
+    for block in data.batcher.blocks(groups):
+        packs, trunk, names = data.batcher.packs(block)
+        found = torch.cat([body.scores(pooled(body.model, batch, trunk)) for batch in packs])
+        scores.append(found[names[torch.cat([batch.response for batch in packs])].argsort()])
     return torch.cat(scores)
 
 
-def centre(model: RewardModel, data: Batcher) -> tuple[float, float]:
-    """Set the head's bias so that the mean score on reference completions is 0; returns (mean before, sd).
-
-    These are the responses of every k-th training pair, at most REFERENCE_PAIRS: enough for an error of the mean under .1 sd.
-    """
-    n = len(data.data.prompt_ids)
-    scores = all_scores(model, data, range(0, n, -(-n // REFERENCE_PAIRS)))
-    mean = float(scores.mean())
-    with torch.no_grad():
-        model.head.bias -= mean  # type: ignore[misc]
-    return mean, float(scores.std()) or 1.0
+def gaps(body: Body, data: Questions) -> Tensor:
+    """score(chosen) - score(rejected) of each pair under each head.   -> (n, M, C)"""
+    scores = all_scores(body, data)
+    return scores[data.chosen] - scores[data.rejected]
 
 
-def predictions(model: RewardModel, data: Batcher) -> Floats:
-    """P(chosen beats rejected) of each pair.   -> (n,)"""
-    scores = all_scores(model, data).view(-1, 2)
-    return np.asarray(torch.sigmoid(scores[:, 0] - scores[:, 1]), dtype=np.float64)
+def own_gaps(config: RewardConfig, found: Tensor, rows: Sequence[PreferenceRow]) -> Floats:
+    """Logits by the head that each row trains.   (n, M, C) -> (n, M)"""
+    return np.asarray(found[torch.arange(len(rows)), :, torch.tensor(criteria_of(config, rows))], dtype=np.float64)
 
 
-def correct(predicted: Floats, rows: Sequence[PreferenceRow]) -> tuple[Floats, list[str]]:
-    """(1 right, .5 tie, 0 wrong against the majority label, prompt family) of each row that has a majority."""
-    truth = np.array([row.probability for row in rows])
-    decided = truth != 0.5
-    agree = np.where(predicted == 0.5, 0.5, ((predicted > 0.5) == (truth > 0.5)).astype(np.float64))
-    return agree[decided], [row.family for row, keep in zip(rows, decided, strict=True) if keep]
+def curve_points(config: RewardConfig, batches: list[list[list[int]]]) -> set[int]:
+    """Updates after which the held-out rows are scored: evenly over each epoch, its end always."""
+    n = config.validation.points_per_epoch if config.validation is not None else 1
+    size = len(batches[0])
+    return {epoch * size + -(-size * (i + 1) // n) for epoch in range(len(batches)) for i in range(n)}
 
 
-def curve_point(predicted: Floats, rows: Sequence[PreferenceRow]) -> dict[str, Any]:
-    hits, _ = correct(predicted, rows)
-    truth = np.array([row.probability for row in rows])
+def curve_point(config: RewardConfig, body: Body, test: Questions, rows: Sequence[PreferenceRow]) -> dict[str, Any]:
+    """Held-out accuracy and log loss, and those of the training pairs met since the last point (each scored just before its update)."""
+    logits = own_gaps(config, gaps(body, test), rows).mean(axis=1)
+    n_seen, right, loss = body.seen
+    body.seen = [0.0, 0.0, 0.0]
+    found = validation.figures(logits, rows)
     return {
-        "accuracy": float(hits.mean()) if len(hits) else 0.5,
-        "log_loss": calibration.log_loss(predicted, truth),
-        "n": len(hits),
+        "accuracy": found["accuracy"]["mean"],
+        "log_loss": found["log_loss"],
+        "n": found["n"],
+        "train_accuracy": right / max(n_seen, 1),
+        "train_loss": loss / max(n_seen, 1),
     }
 
 
-def validate(
-    predicted: Floats | None,
-    train_rows: Sequence[PreferenceRow],
-    rows: Sequence[PreferenceRow],
-    config: RewardConfig,
-) -> dict[str, Any]:
-    """Held-out figures, the baselines' beside them, and paired differences with 95 % intervals over prompt families."""
-    if predicted is None:
+@torch.no_grad()
+def finished_model(config: RewardConfig, bodies: list[Body], data: Questions) -> tuple[RewardModel, dict[str, float]]:
+    """The bodies as one RewardModel whose mean score on reference completions is 0, and {mean_before, sd} of these.
+
+    The reference is the responses of every k-th training pair, at most REFERENCE_PAIRS: enough for an error of the mean under .1 sd. Each
+    head's bias is set there, so every head, member and sum of them is centred.
+    """
+    n = len(data.chosen)
+    every = range(0, n, -(-n // REFERENCE_PAIRS))
+    groups = [g for g, pairs in enumerate(data.pairs) if any(pair in every for pair in pairs)]
+    index = [r for g in groups for r, group in enumerate(data.data.group) if group == g]
+    place = {response: i for i, response in enumerate(index)}
+    reference = [place[int(side[pair])] for pair in every for side in (data.chosen, data.rejected)]
+    mix = torch.tensor([head.weight for head in config.heads] or [1.0])
+    totals, members = [], []
+    for body in bodies:
+        scores = all_scores(body, data, groups)[reference]  # (R, M, C)
+        means = scores.mean(dim=0)
+        for head, mean in zip(body.heads, means.flatten(), strict=True):
+            head.bias -= mean
+        total = scores @ mix  # (R, M)
+        totals.append(total)
+        n_criteria = len(mix)
+        for m in range(len(body.members)):
+            heads: list[ScalarHead] = list(body.heads)[m * n_criteria : (m + 1) * n_criteria]  # type: ignore[assignment]
+            names = [head.criterion for head in config.heads]
+            members.append(
+                replace(
+                    body.model,
+                    head=weighted_sum(heads, mix) if names else heads[0],
+                    heads=dict(zip(names, heads, strict=True)) if names else {},
+                    sd=float(total[:, m].std()) or 1.0,
+                )
+            )
+    whole = torch.cat(totals, dim=1).mean(dim=1)
+    figures = {"mean_before": float(whole.mean()), "sd": float(whole.std()) or 1.0}
+    if len(members) == 1:
+        return members[0], figures
+    return replace(members[0], sd=figures["sd"], members=tuple(members)), figures
+
+
+def weighted_sum(heads: Sequence[ScalarHead], mix: Tensor) -> ScalarHead:
+    """One head that gives sum of mix[i] * heads[i]: heads are linear."""
+    head = ScalarHead(len(heads[0].weight))
+    head.weight.data = (mix[:, None] * torch.stack([one.weight.data for one in heads])).sum(dim=0)
+    head.bias.data = (mix * torch.stack([one.bias.data for one in heads])).sum()
+    return head
+
+
+def validate(config: RewardConfig, bodies: list[Body], test: Questions | None, rows: Rows) -> dict[str, Any]:
+    """Held-out figures by each row's own head, beside the baselines; of several heads or members also each one's."""
+    if test is None:
         return {"valid": None, "baselines": {}, "difference": {}}
-    truth = np.array([row.probability for row in rows])
-    hits, families = correct(predicted, rows)
-    out: dict[str, Any] = {"valid": figures(predicted, truth, hits, families, rows), "baselines": {}, "difference": {}}
-    if not config.baselines:
-        return out
-    train_pairs, test_pairs = as_pairs(train_rows, config), as_pairs(rows, config)
-    for name, fit in (("length_only", baselines.length_only), ("bag_of_words", baselines.bag_of_words)):
-        guess = fit(train_pairs)(test_pairs)
-        guess_hits, _ = correct(guess, rows)
-        out["baselines"][name] = figures(guess, truth, guess_hits, families, rows)
-        if len(set(families)) >= 2:
-            out["difference"][name] = intervals.paired_difference(hits, guess_hits, families).to_dict()
+    found = torch.cat([gaps(body, test) for body in bodies], dim=1)  # (n, members, C)
+    own = own_gaps(config, found, rows.held_out)
+    logits = own.mean(axis=1)
+    out: dict[str, Any] = {"valid": validation.figures(logits, rows.held_out), "baselines": {}, "difference": {}}
+    if config.validation is not None:
+        out |= validation.report(logits, rows.held_out)
+    if config.baselines:
+        beside = validation.against_baselines(logits, rows.held_out, rows.train, config.use_weights)
+        out |= beside if config.validation is not None else {name: beside[name] for name in ("baselines", "difference")}
+    if config.heads:
+        mix = torch.tensor([head.weight for head in config.heads])
+        total = np.asarray((found @ mix).mean(dim=1), dtype=np.float64)
+        out["one_score"] = {"accuracy": validation.accuracy(total, rows.held_out)}
+        for head in config.heads:
+            mine = [i for i, row in enumerate(rows.held_out) if row.criterion == head.criterion]
+            some = [rows.held_out[i] for i in mine]
+            out["one_score"][head.criterion] = {
+                "own_head": validation.accuracy(logits[mine], some),
+                "one_score": validation.accuracy(total[mine], some),
+            }
+    if config.members > 1:
+        out["ensemble"] = {
+            "accuracy": [validation.accuracy(own[:, m], rows.held_out)["mean"] for m in range(config.members)],
+            "logit_sd": float(own.std(axis=1, ddof=1).mean()),
+        }
     return out
 
 
-def figures(
-    predicted: Floats, truth: Floats, hits: Floats, families: Sequence[str], rows: Sequence[PreferenceRow]
-) -> dict[str, Any]:
-    """Accuracy (with interval over families where there are two), log loss, calibration. Half of the rows are turned round (by a hash
-    of their id), because `chosen` is always the majority's and a reliability curve needs both outcomes."""
-    turned = np.array([hashlib.sha256(row.preference_id.encode()).digest()[0] % 2 == 1 for row in rows])
-    p, y = np.where(turned, 1 - predicted, predicted), np.where(turned, 1 - truth, truth)
-    return {
-        "accuracy": intervals.mean_interval(hits, families).to_dict()
-        if len(set(families)) >= 2
-        else {"mean": float(hits.mean()) if len(hits) else 0.5, "low": 0.0, "high": 1.0, "n": len(hits)},
-        "n": len(hits),
-        "log_loss": calibration.log_loss(p, y),
-        "ece": calibration.expected_calibration_error(p, y),
-        "bins": [asdict(entry) for entry in calibration.reliability_bins(p, y)],
-    }
+def look_closer(config: RewardConfig, tokenizer: ChatTokenizer, model: RewardModel, rows: Rows) -> dict[str, Any]:
+    """Trap texts and single sentences, on held-out rows where there are any."""
+    assert config.validation is not None
+    source = rows.held_out or rows.train
+    score = scorer(config, tokenizer, model)
+    out: dict[str, Any] = {}
+    prompts = validation.pick(source, config.validation.trap_prompts)
+    if prompts:
+        names = [name for name in validation.TRAPS if name != "empty" or tokenizer.eos_id is not None]
+        out["traps"] = validation.traps(score, prompts, names)
+    if config.validation.ablations:
+        out["ablations"] = validation.ablate(score, source, config.validation.ablations)
+    return out
 
 
-def as_pairs(rows: Sequence[PreferenceRow], config: RewardConfig) -> baselines.Pairs:
-    return baselines.Pairs(
-        [row.chosen for row in rows],
-        [row.rejected for row in rows],
-        np.array([row.probability for row in rows]),
-        np.array([row.weight if config.use_weights else 1.0 for row in rows]),
-    )
+def scorer(config: RewardConfig, tokenizer: ChatTokenizer, model: RewardModel) -> Score:
+    """Prompts and answers to each -> scores in units of the reference's spread."""
+
+    def score(prompts: Sequence[Sequence[Any]], answers: Sequence[Sequence[str]]) -> list[Floats]:
+        data = from_text(
+            tokenizer,
+            prompts,
+            # An empty message (an empty prompt's echo) would have no token where there is no EOS.
+            [[text or ("" if tokenizer.eos_id is not None else " ") for text in texts] for texts in answers],
+            max_prompt_tokens=config.max_prompt_tokens,
+            max_response_tokens=config.max_response_tokens,
+        )
+        depth = model.decoder.trunk_depth(model.first_layer)
+        trunk = run_trunk(model.decoder, data, depth, config.compute.micro_tokens) if depth else None
+        found = score_responses(model, pack(data, None, config.compute.micro_tokens), trunk) / model.sd
+        parts = torch.split(found, [len(texts) for texts in answers])
+        return [np.asarray(part, dtype=np.float64) for part in parts]
+
+    return score
 
 
-def save(training: Training, run: RunFolder) -> None:
+# --- state and end ----------------------------------------------------------------------------------------------------------
+
+
+def save(bodies: list[Body], now: int, curve: list[dict[str, Any]], run: RunFolder) -> None:
+    """What `restore` needs: the bodies that are done, and all of the one that is being trained."""
+    body = bodies[now]
     checkpoint.save_state(
         run.state,
         {
-            "update": training.update,
-            "trained": training.trained(),
-            "optimizer": training.adam.state(),
-            "generator": training.generator.get_state(),
-            "order": training.order,
-            "curve": training.curve,
+            "done": [one.trained() for one in bodies[:now]],
+            "updates": [one.update for one in bodies],
+            "trained": body.trained(),
+            "optimizer": body.adam.state(),
+            "seen": body.seen,
+            "curve": curve,
         },
     )
 
 
-def restore(training: Training, run: RunFolder) -> bool:
-    """Continue from the last saved state; False where there is none."""
+def restore(bodies: list[Body], run: RunFolder) -> tuple[int, list[dict[str, Any]]] | None:
+    """Continue from the last saved state: (the body to go on with, the curve so far); None where there is no state."""
     state = checkpoint.load_state(run.state)
     if state is None:
-        return False
-    for name, tensor in training.trained().items():
-        tensor.copy_(state["trained"][name])
-    training.adam.load(state["optimizer"])
-    training.generator.set_state(state["generator"])
-    training.update, training.order, training.curve = state["update"], state["order"], state["curve"]
-    return True
+        return None
+    now = len(state["done"])
+    for body, trained in zip(bodies, [*state["done"], state["trained"]], strict=False):
+        for name, tensor in body.trained().items():
+            tensor.copy_(trained[name])
+    for body, updates in zip(bodies, state["updates"], strict=True):
+        body.update = updates
+    bodies[now].adam.load(state["optimizer"])
+    bodies[now].seen = state["seen"]
+    return now, state["curve"]
 
 
 def finish(config: RewardConfig, run: RunFolder, model: RewardModel, result: dict[str, Any], clock: Clock) -> None:
-    """result.json, then the Checkpoint, its manifest last."""
+    """result.json, then the Checkpoint with its card, its manifest last."""
+    with clock.phase("card"):
+        text, pictures = card.write(result, config) if config.validation is not None else ("", {})
     result["seconds"], result["phases"] = round(clock.total, 3), clock.rounded()
     run.write_result(result)
     checkpoint.save_reward(
         run.checkpoint,
         model,
         Path(config.base),
-        parents={"snapshot": config.snapshot},
+        parents={"snapshot": config.snapshot} if config.snapshot else {"preferences": config.preferences},
         metrics={"accuracy": result["valid"]["accuracy"]["mean"] if result["valid"] else None},
+        card=text,
+        pictures=pictures,
     )

@@ -1,12 +1,15 @@
 """From responses to scores: a reward model as plain functions on packs. A score is the model's output; a reward is what RL sums (advantages.py).
 
+A model may be an ensemble: K members in one, each with a head and mostly an adapter of its own; its score is their mean. A head may be the
+weighted sum of one head per criterion. Both are linear, so whoever wants one number needs to know of neither.
+
 The model reads the very ids that were sampled (checklist 2), on the same base as the policy, so hidden states of the frozen trunk are
 shared. Shapes: n responses of a pack, N of a rollout, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,7 +25,10 @@ Pooling = Literal["last", "mean", "both"]
 
 @dataclass(frozen=True)
 class RewardModel:
-    """A decoder with a scalar head. `sd` is the spread of its scores on reference completions, where their mean is 0."""
+    """A decoder with a scalar head. `sd` is the spread of its scores on reference completions, where their mean is 0.
+
+    Of an ensemble, `adapter` and `head` are the first member's; read it through score_responses and member_scores.
+    """
 
     decoder: Decoder
     adapter: Adapter | None  # None: the decoder's own weights were trained
@@ -31,6 +37,12 @@ class RewardModel:
     first_layer: int  # layers below are the base's
     sd: float = 1.0
     read_layer: int = field(kw_only=True)  # the head reads the hidden state after this many layers
+    heads: Mapping[str, ScalarHead] = field(
+        default_factory=dict, kw_only=True
+    )  # by criterion; `head` is their weighted sum
+    members: tuple[RewardModel, ...] = field(
+        default=(), kw_only=True
+    )  # an ensemble's, each with an sd of its own; else empty
 
 
 def features(hidden: Tensor) -> Tensor:
@@ -83,11 +95,68 @@ def pack_scores(model: RewardModel, batch: Pack, trunk: Trunk | None) -> Tensor:
 
 @torch.no_grad()
 def score_responses(model: RewardModel, packs: Sequence[Pack], trunk: Trunk | None) -> Tensor:
-    """Raw scores in rollout order.   packs of N responses -> (N,) fp32; divide by `model.sd` for units of the reference's spread"""
+    """Raw scores in rollout order, of an ensemble the members' mean.   packs of N responses -> (N,) fp32
+
+    Divide by `model.sd` for units of the reference's spread.
+    """
+    return _scores_by_head(model, packs, trunk, lambda member: [member.head])[:, 0].mean(dim=0)
+
+
+@torch.no_grad()
+def member_scores(model: RewardModel, packs: Sequence[Pack], trunk: Trunk | None) -> Tensor:
+    """Each member's scores, in units of its own spread on the reference.   packs of N responses -> (K, N) fp32, K = 1 without members
+
+    Their standard deviation over K is the ensemble's disagreement (Coste et al. 2023).
+    """
+    spread = torch.tensor([member.sd for member in model.members or (model,)])
+    return _scores_by_head(model, packs, trunk, lambda member: [member.head])[:, 0] / spread[:, None]
+
+
+@torch.no_grad()
+def criterion_scores(model: RewardModel, packs: Sequence[Pack], trunk: Trunk | None) -> dict[str, Tensor]:
+    """Raw scores by criterion, of an ensemble the members' mean; empty where the model has one head for all.   -> (N,) fp32 each"""
+    names = list((model.members or (model,))[0].heads)
+    if not names:
+        return {}
+    means = _scores_by_head(model, packs, trunk, lambda member: [member.heads[name] for name in names]).mean(dim=0)
+    return dict(zip(names, means, strict=True))
+
+
+def _scores_by_head(
+    model: RewardModel,
+    packs: Sequence[Pack],
+    trunk: Trunk | None,
+    heads: Callable[[RewardModel], Sequence[ScalarHead]],
+) -> Tensor:
+    """(K, heads, N): members that share a body (decoder and adapter) read its states once."""
+    members = model.members or (model,)
     n = 1 + max(int(batch.response.max()) for batch in packs)
-    scores = torch.zeros(n)
+    scores = torch.zeros(len(members), len(heads(members[0])), n)
     for batch in packs:
-        scores[batch.response] = pack_scores(model, batch, trunk)
+        states: dict[tuple[int, int], Tensor] = {}
+        for k, member in enumerate(members):
+            body = (id(member.decoder), id(member.adapter))
+            if body not in states:
+                states[body] = pooled(member, batch, trunk)
+            for h, head in enumerate(heads(member)):
+                scores[k, h, batch.response] = _scalars(head, states[body])
+    return scores
+
+
+@torch.no_grad()
+def prefix_scores(model: RewardModel, packs: Sequence[Pack], trunk: Trunk | None) -> Tensor:
+    """What each response would score if it ended at each of its tokens, of an ensemble the members' mean.   -> (N, R) fp32, 0 where none"""
+    members = model.members or (model,)
+    n, width = 1 + max(int(batch.response.max()) for batch in packs), max(batch.counts.shape[1] for batch in packs)
+    scores = torch.zeros(n, width)
+    for batch in packs:
+        counts = batch.counts.float()
+        for member in members:
+            states = features(at_tokens(read_states(member, batch, trunk), batch)) * counts[..., None]
+            so_far = states.cumsum(dim=1) / counts.cumsum(dim=1).clamp(min=1)[..., None]
+            parts = {"last": [states], "mean": [so_far], "both": [states, so_far]}[member.pooling]
+            found = _scalars(member.head, torch.cat(parts, dim=-1)) * counts
+            scores[batch.response, : counts.shape[1]] += found / len(members)
     return scores
 
 

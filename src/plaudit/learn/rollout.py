@@ -2,8 +2,8 @@
 
 Prefill happens once for every unique prompt, the tokens that all prompts begin with (the system prompt) once for all; samples of one
 prompt share it. Rows that finish leave the batch at once, new ones join between steps. A row's numbers come from (seed, row, step),
-so what is sampled does not depend on the batch it is in. Sampling is a search in cumulative sums: `torch.multinomial` costs as much
-as the whole model at batch 64.
+so what is sampled does not depend on the batch it is in. Sampling is a search in cumulative sums: `torch.multinomial` is slow on a CPU
+where the vocabulary is large.
 
 Shapes: N active rows, S cached tokens, L layers, G key-value heads, H heads, hd head width, V vocabulary, P prompts of a prefill.
 """
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from plaudit.errors import BadInput
 from plaudit.learn.nets import Adapter, Decoder, Deltas
+from plaudit.learn.plain import PlainCache, PlainDecoder
 from plaudit.learn.tokens import Rollout
 
 PREFILL_TOKENS = 2048  # of one prefill pass, padding included
@@ -75,10 +76,7 @@ class DecodeLoop:
         self.decoder = decoder.for_sampling()
         self.stop_ids = frozenset(decoder.config.stop_ids if stop_ids is None else stop_ids)
         self.rows: list[Row] = []
-        self._lengths = torch.zeros(0, dtype=torch.long)  # (capacity,) cached tokens of each row
-        self._cache = torch.zeros(0)  # (L, 2, capacity, G, S, hd)
-        self._prefix: dict[Adapter | None, tuple[list[int], Tensor]] = {}  # ids and (L, 2, G, prefix, hd)
-        self._last_prompt: dict[Adapter | None, Sequence[int]] = {}
+        self._cache = PlainCache(self.decoder) if isinstance(self.decoder, PlainDecoder) else FastCache(self.decoder)
 
     @torch.inference_mode()
     def admit(self, rows: Sequence[Row]) -> list[Row]:
@@ -92,31 +90,9 @@ class DecodeLoop:
                 )
         if not rows:
             return []
-        first = len(self.rows)
-        need = max(len(row.prompt_ids) + row.sampling.max_new_tokens for row in rows)
-        self._reserve(first + len(rows), need)
-        by_prompt: dict[tuple[Adapter | None, tuple[int, ...]], list[Row]] = {}
-        for row in rows:
-            by_prompt.setdefault((row.adapter, tuple(row.prompt_ids)), []).append(row)
-        ordered: list[Row] = []
-        states: list[Tensor] = []
-        for adapter in {adapter: None for adapter, _ in by_prompt}:
-            prompts = sorted((ids for a, ids in by_prompt if a is adapter), key=lambda ids: (len(ids), ids))
-            self._learn_prefix(adapter, prompts)
-            while prompts:
-                longest = len(prompts[-1])
-                chunk = prompts[-max(1, PREFILL_TOKENS // longest) :]
-                del prompts[-len(chunk) :]
-                hidden, cache = self._prefill(adapter, chunk)  # (P, D), (L, 2, P, G, S, hd)
-                owners = [(p, row) for p, ids in enumerate(chunk) for row in by_prompt[adapter, ids]]
-                at = torch.tensor([p for p, _ in owners])
-                here = slice(first + len(ordered), first + len(ordered) + len(owners))
-                self._cache[:, :, here, :, :longest] = cache[:, :, at]
-                self._lengths[here] = torch.tensor([len(row.prompt_ids) for _, row in owners])
-                states.append(hidden[at])
-                ordered += [row for _, row in owners]
+        ordered, states = self._cache.prefill(rows, len(self.rows))
         self.rows += ordered
-        self._choose(ordered, torch.cat(states))
+        self._choose(ordered, states)
         self._compact()
         return list(rows)
 
@@ -126,26 +102,7 @@ class DecodeLoop:
         rows = list(self.rows)
         if not rows:
             return []
-        n, c = len(rows), self.decoder.config
-        lengths = self._lengths[:n]
-        size = int(lengths.max()) + 1
-        ids = torch.tensor([row.ids[-1] for row in rows])
-        cos, sin = self.decoder.angles(lengths[:, None])
-        hidden = self.decoder.embed(ids[:, None])  # (N, 1, D)
-        mask = (torch.arange(size) <= lengths[:, None])[:, None, None, :]  # (N, 1, 1, S)
-        deltas = _row_deltas([row.adapter for row in rows])
-        every = torch.arange(n)
-        for layer in range(c.n_layers):
-            q, k, v = self.decoder.attention_inputs(layer, hidden, cos, sin, deltas)
-            keys, values = self._cache[layer, 0, :n], self._cache[layer, 1, :n]
-            keys[every, :, lengths] = k[:, 0]
-            values[every, :, lengths] = v[:, 0]
-            context = F.scaled_dot_product_attention(
-                q.transpose(1, 2), keys[:, :, :size], values[:, :, :size], attn_mask=mask, enable_gqa=True
-            )
-            hidden = self.decoder.after_attention(layer, hidden, context.transpose(1, 2).flatten(2), deltas)
-        lengths += 1
-        self._choose(rows, self.decoder.final(hidden[:, 0]))
+        self._choose(rows, self._cache.step(rows))
         self._compact()
         return rows
 
@@ -159,8 +116,7 @@ class DecodeLoop:
 
     def forget(self, adapter: Adapter | None = None) -> None:
         """Forget what is cached of an adapter's prefix (after unloading it)."""
-        self._prefix.pop(adapter, None)
-        self._last_prompt.pop(adapter, None)
+        self._cache.forget(adapter)
 
     def _choose(self, rows: Sequence[Row], hidden: Tensor) -> None:
         """Sample a token for each row from its normed hidden state (n, D) and note ends."""
@@ -188,27 +144,96 @@ class DecodeLoop:
         """Fill the places of ended rows from behind."""
         alive = [i for i, row in enumerate(self.rows) if row.end is None]
         n = len(alive)
-        holes = sorted(set(range(n)) - set(alive))
-        for hole, mover in zip(holes, (i for i in alive if i >= n), strict=True):
-            length = int(self._lengths[mover])
-            self._cache[:, :, hole, :, :length] = self._cache[:, :, mover, :, :length]
-            self._lengths[hole] = length
-            self.rows[hole] = self.rows[mover]
-        del self.rows[n:]
+        order = list(range(n))
+        for hole, mover in zip(sorted(set(range(n)) - set(alive)), (i for i in alive if i >= n), strict=True):
+            order[hole] = mover
+        self._cache.reorder(order)
+        self.rows = [self.rows[i] for i in order]
 
-    def _reserve(self, n: int, tokens: int) -> None:
+
+class FastCache:
+    """Keys and values of all rows in one tensor, and those of what their prompts begin with."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self._lengths = torch.zeros(0, dtype=torch.long)  # (capacity,) cached tokens of each row
+        self._cache = torch.zeros(0)  # (L, 2, capacity, G, S, hd)
+        self._prefix: dict[Adapter | None, tuple[list[int], Tensor]] = {}  # ids and (L, 2, G, prefix, hd)
+        self._last_prompt: dict[Adapter | None, Sequence[int]] = {}
+
+    def prefill(self, rows: Sequence[Row], active: int) -> tuple[list[Row], Tensor]:
+        """Put rows behind the `active` ones: (rows in the order they are kept, normed state after each prompt (n, D))."""
+        need = max(len(row.prompt_ids) + row.sampling.max_new_tokens for row in rows)
+        self._reserve(active + len(rows), need, active)
+        by_prompt: dict[tuple[Adapter | None, tuple[int, ...]], list[Row]] = {}
+        for row in rows:
+            by_prompt.setdefault((row.adapter, tuple(row.prompt_ids)), []).append(row)
+        ordered: list[Row] = []
+        states: list[Tensor] = []
+        for adapter in {adapter: None for adapter, _ in by_prompt}:
+            prompts = sorted((ids for a, ids in by_prompt if a is adapter), key=lambda ids: (len(ids), ids))
+            self._learn_prefix(adapter, prompts)
+            while prompts:
+                longest = len(prompts[-1])
+                chunk = prompts[-max(1, PREFILL_TOKENS // longest) :]
+                del prompts[-len(chunk) :]
+                hidden, cache = self._prefill(adapter, chunk)  # (P, D), (L, 2, P, G, S, hd)
+                owners = [(p, row) for p, ids in enumerate(chunk) for row in by_prompt[adapter, ids]]
+                at = torch.tensor([p for p, _ in owners])
+                here = slice(active + len(ordered), active + len(ordered) + len(owners))
+                self._cache[:, :, here, :, :longest] = cache[:, :, at]
+                self._lengths[here] = torch.tensor([len(row.prompt_ids) for _, row in owners])
+                states.append(hidden[at])
+                ordered += [row for _, row in owners]
+        return ordered, torch.cat(states)
+
+    def step(self, rows: Sequence[Row]) -> Tensor:
+        """Normed state after each row's newest token.   -> (N, D)"""
+        n, c = len(rows), self.decoder.config
+        lengths = self._lengths[:n]
+        size = int(lengths.max()) + 1
+        ids = torch.tensor([row.ids[-1] for row in rows])
+        cos, sin = self.decoder.angles(lengths[:, None])
+        hidden = self.decoder.embed(ids[:, None])  # (N, 1, D)
+        mask = (torch.arange(size) <= lengths[:, None])[:, None, None, :]  # (N, 1, 1, S)
+        deltas = _row_deltas([row.adapter for row in rows])
+        every = torch.arange(n)
+        for layer in range(c.n_layers):
+            q, k, v = self.decoder.attention_inputs(layer, hidden, cos, sin, deltas)
+            keys, values = self._cache[layer, 0, :n], self._cache[layer, 1, :n]
+            keys[every, :, lengths] = k[:, 0]
+            values[every, :, lengths] = v[:, 0]
+            context = F.scaled_dot_product_attention(
+                q.transpose(1, 2), keys[:, :, :size], values[:, :, :size], attn_mask=mask, enable_gqa=True
+            )
+            hidden = self.decoder.after_attention(layer, hidden, context.transpose(1, 2).flatten(2), deltas)
+        lengths += 1
+        return self.decoder.final(hidden[:, 0])
+
+    def reorder(self, order: Sequence[int]) -> None:
+        """Row i is from now on what row order[i] was; order[i] >= i, so nothing is overwritten that is still needed."""
+        for place, mover in enumerate(order):
+            if place != mover:
+                length = int(self._lengths[mover])
+                self._cache[:, :, place, :, :length] = self._cache[:, :, mover, :, :length]
+                self._lengths[place] = length
+
+    def forget(self, adapter: Adapter | None) -> None:
+        self._prefix.pop(adapter, None)
+        self._last_prompt.pop(adapter, None)
+
+    def _reserve(self, n: int, tokens: int, active: int) -> None:
         """Room for n rows of `tokens`; an empty loop starts small again, so that one long prompt does not hold memory for ever."""
         c = self.decoder.config
         have_rows, have_tokens = (self._cache.shape[2], self._cache.shape[4]) if self._cache.dim() == 6 else (0, 0)
-        if n <= have_rows and tokens <= have_tokens and (self.rows or have_tokens <= 4 * tokens):
+        if n <= have_rows and tokens <= have_tokens and (active or have_tokens <= 4 * tokens):
             return
-        if self.rows:  # grows by half at least: rows that come one by one must not copy the cache each time
+        if active:  # grows by half at least: rows that come one by one must not copy the cache each time
             n = max(n, have_rows if n <= have_rows else have_rows * 3 // 2)
             tokens = max(tokens, have_tokens)
         tokens = -(-tokens // 64) * 64
         fresh = torch.zeros(c.n_layers, 2, n, c.n_kv_heads, tokens, c.head_dim, dtype=self.decoder.dtype)
         lengths = torch.zeros(n, dtype=torch.long)
-        active = len(self.rows)
         if active:
             used = int(self._lengths[:active].max())
             fresh[:, :, :active, :, :used] = self._cache[:, :, :active, :, :used]

@@ -1,8 +1,8 @@
-"""The folder of one run: config.json in; metrics.jsonl, state/, checkpoint/ and result.json out.
+"""The folder of one run: config.json in; metrics.jsonl, progress.json, state/, checkpoint/ and result.json out.
 
 `metrics.jsonl` has one JSON object a line, flushed as written; every line has `step`, `of`, `phase` and `seconds` (wall clock of that
 piece of work). A killed run leaves at most half a line and steps after its last saved state: both are cut off when it resumes, so the
-file never holds a step twice.
+file never holds a step twice. `progress.json` says what the program is at between two lines, for whoever watches; nothing reads it back.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class RunFolder:
         self.checkpoint = folder / "checkpoint"
         self.state = folder / "state"
         self.metrics = folder / "metrics.jsonl"
+        self.progress = folder / "progress.json"
 
     @property
     def finished(self) -> bool:
@@ -71,21 +72,31 @@ class RunFolder:
                 )
         with self.metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        self.progress.unlink(missing_ok=True)  # what was announced is over
         return row
+
+    def announce(self, phase: str, step: int = 0, of: int = 0) -> None:
+        """Say what is being done and how far it is (`of` 0: nobody knows). Cheap: no fsync, and a reader sees one note or the next."""
+        half = self.progress.with_name(f".{self.progress.name}.tmp")
+        half.write_text(json.dumps({"phase": phase, "step": step, "of": of}))
+        half.replace(self.progress)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         write_atomic(self.folder / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
 class Clock:
-    """Seconds by phase of one step."""
+    """Seconds by phase of one step, or of the run; with `run` each phase is announced as it begins."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: RunFolder | None = None) -> None:
+        self.run = run
         self.seconds: dict[str, float] = {}
         self._start = time.perf_counter()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        if self.run is not None:
+            self.run.announce(name)
         start = time.perf_counter()
         try:
             yield

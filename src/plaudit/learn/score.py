@@ -1,11 +1,15 @@
 """`score`: measure given responses. What evaluation and monitoring run, so that no service needs torch.
 
 Input lines: {"id"?: any, "messages": [...], "response": text or "responses": [texts], "finished"?: bool or [bools]}; a response that did
-not end by itself (`finished` false) gets no EOS. RUN_DIR/scores.jsonl has one line for each response, in the input's order:
+not end by itself (`finished` false) gets no EOS. Or pairs of chosen and rejected answers (pairs_file.py), which are two responses each:
+result.json then says how often chosen scores higher, by slice, and rejected.jsonl which lines could not be read.
+RUN_DIR/scores.jsonl has one line for each response, in the input's order:
 
-    id, index       the input's id (its line number where it has none), which of its responses
+    id, index       the input's id (its line number where it has none), which of its responses (of a pair: 0 chosen, 1 rejected)
     n_tokens        response tokens, EOS included
     score           reward model, in units of the reference's spread, mean 0 there          (measure `score`)
+    score_sd        disagreement of an ensemble's members, each in units of its own spread
+    criteria        {criterion: raw score}, of a model with a head for each
     nll             base model, nats per token                                               (measure `nll`)
     kl              sum over tokens of log p_policy - log p_base: k1 where the policy wrote it   (measure `kl`)
 """
@@ -16,15 +20,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from plaudit.artifacts import write_atomic
 from plaudit.errors import BadInput, NotFound
-from plaudit.learn import checkpoint
+from plaudit.learn import checkpoint, pairs_file, validation
 from plaudit.learn.configs import ScoreConfig
 from plaudit.learn.losses import kl_k1
 from plaudit.learn.nets import Adapter, Decoder
+from plaudit.learn.pairs_file import Pair, Rejected
 from plaudit.learn.policies import choose_dtype, load_base
-from plaudit.learn.rewards import RewardModel, score_responses
+from plaudit.learn.rewards import RewardModel, criterion_scores, member_scores, score_responses
 from plaudit.learn.run_folder import Clock, RunFolder, read_jsonl
 from plaudit.learn.tokens import ChatTokenizer, from_text, pack, response_logprobs, run_trunk
 
@@ -32,9 +39,17 @@ BLOCK = 64  # input lines between two writes; a killed run repeats at most these
 
 
 def measure(config: ScoreConfig, run: RunFolder) -> dict[str, Any]:
-    """Write scores.jsonl and result.json; returns the latter: n, and mean of each measure over responses."""
+    """Write scores.jsonl and result.json; returns the latter: n, mean of each measure over responses, and of pairs the accuracy with its
+    interval, `pairs` (figures), `slices`, `categories`, `people` (validation.report)."""
     output = run.folder / "scores.jsonl"
-    rows = read_inputs(Path(config.inputs))
+    pairs: list[Pair] = []
+    rejected: list[Rejected] = []
+    if pairs_file.holds_pairs(Path(config.inputs)):
+        pairs, rejected = pairs_file.read_pairs(Path(config.inputs))
+        write_atomic(run.folder / "rejected.jsonl", "".join(json.dumps(vars(one)) + "\n" for one in rejected))
+        rows = [as_input(pair) for pair in pairs]
+    else:
+        rows = read_inputs(Path(config.inputs))
     base = Path(config.base)
     decoder, tokenizer = load_base(config.base, 0, choose_dtype(config.compute)), ChatTokenizer.load(base)
     reward = checkpoint.load_reward(Path(config.reward), base, decoder) if config.reward else None
@@ -52,6 +67,12 @@ def measure(config: ScoreConfig, run: RunFolder) -> dict[str, Any]:
     result: dict[str, Any] = {"program": "score", "n": len(lines)}
     for name in config.measures:
         result[name] = sum(line[name] for line in lines) / max(len(lines), 1)
+    if pairs:
+        result |= {"n_pairs": len(pairs), "n_rejected": len(rejected), "rejected": pairs_file.reasons(rejected)}
+    if pairs and reward is not None:
+        scores = np.array([line["score"] for line in lines]).reshape(-1, 2)
+        found = validation.report((scores[:, 0] - scores[:, 1]) * reward.sd, pairs)
+        result |= {"accuracy": found["valid"]["accuracy"], "pairs": found.pop("valid"), **found}
     run.write_result(result)
     return result
 
@@ -79,6 +100,15 @@ def read_inputs(path: Path) -> list[dict[str, Any]]:
                 f'{path} line {number} cannot be scored ({error!r}); it needs "messages" and "response" or "responses".'
             ) from error
     return rows
+
+
+def as_input(pair: Pair) -> dict[str, Any]:
+    return {
+        "id": pair.preference_id,
+        "messages": pair.messages,
+        "responses": [pair.chosen, pair.rejected],
+        "finished": [pair.chosen_finished, pair.rejected_finished],
+    }
 
 
 def resume(output: Path, run: RunFolder, rows: list[dict[str, Any]]) -> int:
@@ -113,13 +143,25 @@ def measure_block(
         config.max_prompt_tokens,
         config.max_response_tokens,
     )
-    depth = min([part.first_layer for part in (reward, policy) if part is not None], default=0)
+    longest = max(
+        len(data.prompt_ids[group]) + len(ids) for group, ids in zip(data.group, data.response_ids, strict=True)
+    )
+    if longest > decoder.config.max_positions:
+        raise BadInput(
+            f"A prompt with its response has {longest} tokens, {config.base} reads at most {decoder.config.max_positions}; "
+            "lower max_prompt_tokens or max_response_tokens."
+        )
+    depth = decoder.trunk_depth(min([part.first_layer for part in (reward, policy) if part is not None], default=0))
     trunk = run_trunk(decoder, data, depth, config.compute.micro_tokens) if depth else None
     packs = pack(data, None, config.compute.micro_tokens)
     lengths = data.lengths()
     columns: dict[str, torch.Tensor] = {}
+    criteria: dict[str, torch.Tensor] = {}
     if reward is not None:
         columns["score"] = score_responses(reward, packs, trunk) / reward.sd
+        if reward.members:
+            columns["score_sd"] = member_scores(reward, packs, trunk).std(dim=0)
+        criteria = criterion_scores(reward, packs, trunk)
     if "nll" in config.measures or policy is not None:
         base, _, _ = response_logprobs(decoder, None, packs, trunk)
         if "nll" in config.measures:
@@ -128,7 +170,11 @@ def measure_block(
             logprobs, _, _ = response_logprobs(decoder, policy, packs, trunk)
             columns["kl"] = kl_k1(logprobs, base).sum(dim=1)
     names = [(row["id"], index) for row in rows for index in range(len(row["responses"]))]
-    return [
+    lines = [
         {"id": name, "index": index, "n_tokens": int(lengths[i]), **{key: float(x[i]) for key, x in columns.items()}}
         for i, (name, index) in enumerate(names)
     ]
+    if criteria:
+        for i, line in enumerate(lines):
+            line["criteria"] = {name: float(x[i]) for name, x in criteria.items()}
+    return lines

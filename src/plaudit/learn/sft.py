@@ -6,41 +6,66 @@ metrics.jsonl: phase `train` (loss in nats per response token, learning_rate, gr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from plaudit.artifacts import Message, open_snapshot
 from plaudit.errors import BadInput
-from plaudit.learn import checkpoint, losses
-from plaudit.learn.batches import Batcher, group_lengths, length_buckets
+from plaudit.learn import losses
+from plaudit.learn.batches import Batcher, group_lengths
 from plaudit.learn.configs import SFTConfig
-from plaudit.learn.nets import Adapter, Decoder
-from plaudit.learn.optimizer import AdamW
-from plaudit.learn.policies import load_start
+from plaudit.learn.doctor import check_finite
+from plaudit.learn.epochs import Figures, Policy, Training, begin, load_policy, run_epochs, write_checkpoint
 from plaudit.learn.run_folder import Clock, RunFolder
 from plaudit.learn.tokens import ChatTokenizer, from_text, hidden_states, logprobs_at, response_logprobs
 
-
-@dataclass
-class Training:
-    """Everything that changes while training; what `state/` holds."""
-
-    decoder: Decoder
-    adapter: Adapter
-    adam: AdamW
-    generator: torch.Generator
-    update: int = 0
-    order: list[list[int]] = field(default_factory=list)
-    curve: list[dict[str, Any]] = field(default_factory=list)
+Row = tuple[tuple[Message, ...], str]
 
 
-def read_rows(config: SFTConfig, splits: Sequence[str]) -> list[tuple[tuple[Message, ...], str]]:
+def train(config: SFTConfig, run: RunFolder) -> dict[str, Any]:
+    """Train and write the policy Checkpoint; returns result.json's content. Raises BadInput where there is nothing to imitate."""
+    clock = Clock(run)
+    rows, held_out = read_rows(config, ("train",)), read_rows(config, ("valid", "test"))
+    if not rows:
+        raise BadInput(
+            f"{config.snapshot} has no training rows for source {config.source!r}; freeze a Snapshot that has."
+        )
+    tokenizer = ChatTokenizer.load(Path(config.base))
+    with clock.phase("load"):
+        policy = load_policy(config)
+    with clock.phase("trunk"):
+        data = encode(tokenizer, rows, config, policy)
+        test = encode(tokenizer, held_out, config, policy) if held_out else None
+    training = begin(config, policy, group_lengths(data.data))
+
+    def validate() -> Figures:
+        assert test is not None
+        return {"loss": mean_nll(policy, test), "n": test.data.n}
+
+    run_epochs(
+        training,
+        run,
+        step=lambda: update(training, data, rows),
+        validate=validate if test else None,
+        save_every=config.compute.save_every,
+    )
+    result = {
+        "program": "sft",
+        "n_train": len(rows),
+        "curve": training.curve,
+        "loss": training.curve[-1]["loss"] if training.curve else None,
+        "seconds": round(clock.total, 3),
+        "phases": clock.rounded(),
+    }
+    run.write_result(result)
+    write_checkpoint(config, run, policy, {"snapshot": config.snapshot}, {"loss": result["loss"]})
+    return result
+
+
+def read_rows(config: SFTConfig, splits: Sequence[str]) -> list[Row]:
     """(messages, response) of the configured source, each different pair once, in an order that does not depend on the file's."""
     snapshot = open_snapshot(Path(config.snapshot))
-    rows: list[tuple[tuple[Message, ...], str]] = []
+    rows: list[Row] = []
     if config.source in ("demonstrations", "both"):
         rows += [(row.messages, row.response) for row in snapshot.demonstrations() if row.split in splits]
     if config.source in ("chosen", "both"):
@@ -50,52 +75,26 @@ def read_rows(config: SFTConfig, splits: Sequence[str]) -> list[tuple[tuple[Mess
             for row in snapshot.preferences()
             if row.split in splits and row.probability != 0.5
         ]
+    if config.turns == "all":
+        rows = [turn for row in rows for turn in turns_of(*row)]
     return list({repr(row): row for row in sorted(rows, key=repr)}.values())
 
 
-def train(config: SFTConfig, run: RunFolder) -> dict[str, Any]:
-    """Train and write the policy Checkpoint; returns result.json's content. Raises BadInput where there is nothing to imitate."""
-    clock = Clock()
-    torch.manual_seed(config.seed)
-    rows, held_out = read_rows(config, ("train",)), read_rows(config, ("valid", "test"))
-    if not rows:
-        raise BadInput(
-            f"{config.snapshot} has no training rows for source {config.source!r}; freeze a Snapshot that has."
-        )
-    tokenizer = ChatTokenizer.load(Path(config.base))
-    decoder, adapter = load_start(
-        config.base, config.start, config.lora, config.first_layer, config.seed, config.compute
-    )
-    adam = AdamW(config.optimizer, list(adapter.parameters()), [])
-    training = Training(decoder, adapter, adam, torch.Generator().manual_seed(config.seed))
-    data = encode(tokenizer, rows, config, decoder)
-    test = encode(tokenizer, held_out, config, decoder) if held_out else None
-    per_epoch = -(-len(rows) // config.batch_size)
-    n_updates = per_epoch * config.epochs
-    restore(training, run)
-    run.resume_metrics(training.update)
-    while training.update < n_updates:
-        step_clock = Clock()
-        if training.update % per_epoch == 0:
-            training.order = length_buckets(group_lengths(data.data), config.batch_size, training.generator)
-        groups = training.order[training.update % per_epoch]
-        figures = update(training, data, groups, n_updates)
-        training.update += 1
-        epoch = -(-training.update // per_epoch)
-        run.log(training.update, n_updates, "train", step_clock.total, epoch=epoch, **figures)
-        if training.update % per_epoch == 0 and test is not None:
-            step_clock = Clock()
-            point = {"epoch": epoch, "loss": mean_nll(training, test), "n": test.data.n}
-            training.curve.append(point)
-            run.log(training.update, n_updates, "validate", step_clock.total, **point)
-        if training.update % config.compute.save_every == 0 or training.update == n_updates:
-            save(training, run)
-    return finish(config, run, training, len(rows), clock)
+def turns_of(messages: tuple[Message, ...], response: str) -> list[Row]:
+    """Every assistant message of a conversation as a row of its own, the response last.
+
+    Rows of their own, and not spans of one long row: the template renders each prompt as it will when the policy is asked, and some
+    templates write earlier turns differently.
+    """
+    earlier = [
+        (messages[:at], str(message["content"]))
+        for at, message in enumerate(messages)
+        if at and message["role"] == "assistant" and str(message["content"]).strip()
+    ]
+    return [*earlier, (messages, response)]
 
 
-def encode(
-    tokenizer: ChatTokenizer, rows: Sequence[tuple[tuple[Message, ...], str]], config: SFTConfig, decoder: Decoder
-) -> Batcher:
+def encode(tokenizer: ChatTokenizer, rows: Sequence[Row], config: SFTConfig, policy: Policy) -> Batcher:
     data = from_text(
         tokenizer,
         [messages for messages, _ in rows],
@@ -103,75 +102,31 @@ def encode(
         max_prompt_tokens=config.max_prompt_tokens,
         max_response_tokens=config.max_response_tokens,
     )
-    return Batcher(decoder, data, config.first_layer, config.compute.micro_tokens)
+    return Batcher(policy.decoder, data, config.first_layer, config.compute.micro_tokens, config.packing)
 
 
-def update(training: Training, data: Batcher, groups: Sequence[int], n_updates: int) -> dict[str, float | int]:
+def update(training: Training, data: Batcher, rows: Sequence[Row]) -> dict[str, float | int]:
     """One optimizer step: the mean over all response tokens of the batch, whatever the micro-batches."""
-    packs, trunk, _ = data.packs(groups)
+    packs, trunk, _ = data.packs(training.batch)
     n_tokens = sum(int(batch.counts.sum()) for batch in packs)
+    decoder, adapter = training.policy.decoder, training.policy.adapter
     total = 0.0
     for batch in packs:
-        hidden = hidden_states(training.decoder, training.adapter, batch, trunk)
-        logprobs, _ = logprobs_at(training.decoder, hidden, batch)
+        logprobs, _ = logprobs_at(decoder, hidden_states(decoder, adapter, batch, trunk), batch)
         loss = losses.nll(logprobs, batch.counts, n_tokens)
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
-    norm, rate = training.adam.step(training.update, n_updates)
+    check_finite(total, training.update + 1, [repr(rows[item][1][:40]) for item in training.batch])
+    norm, rate = training.adam.step(training.update, training.n_updates)
     return {"loss": total, "learning_rate": rate, "gradient_norm": norm, "tokens": n_tokens}
 
 
-def mean_nll(training: Training, data: Batcher) -> float:
+def mean_nll(policy: Policy, data: Batcher) -> float:
     """Nats per response token over all of `data`, without gradient."""
     total, n_tokens = 0.0, 0
     for groups in data.blocks():
         packs, trunk, _ = data.packs(groups)
-        logprobs, counts, _ = response_logprobs(training.decoder, training.adapter, packs, trunk)
+        logprobs, counts, _ = response_logprobs(policy.decoder, policy.adapter, packs, trunk)
         total -= float(losses.masked_sum(logprobs, counts))
         n_tokens += int(counts.sum())
     return total / n_tokens
-
-
-def save(training: Training, run: RunFolder) -> None:
-    checkpoint.save_state(
-        run.state,
-        {
-            "update": training.update,
-            "trained": training.adapter.state_dict(),
-            "optimizer": training.adam.state(),
-            "generator": training.generator.get_state(),
-            "order": training.order,
-            "curve": training.curve,
-        },
-    )
-
-
-def restore(training: Training, run: RunFolder) -> None:
-    """Continue from the last saved state, if there is one."""
-    state = checkpoint.load_state(run.state)
-    if state is None:
-        return
-    training.adapter.load_state_dict(state["trained"])
-    training.adam.load(state["optimizer"])
-    training.generator.set_state(state["generator"])
-    training.update, training.order, training.curve = state["update"], state["order"], state["curve"]
-
-
-def finish(config: SFTConfig, run: RunFolder, training: Training, n_rows: int, clock: Clock) -> dict[str, Any]:
-    """result.json, then the Checkpoint, its manifest last."""
-    result = {
-        "program": "sft",
-        "n_train": n_rows,
-        "curve": training.curve,
-        "loss": training.curve[-1]["loss"] if training.curve else None,
-        "seconds": round(clock.total, 3),
-    }
-    run.write_result(result)
-    checkpoint.save_policy(
-        run.checkpoint,
-        training.adapter,
-        Path(config.base),
-        parents={"snapshot": config.snapshot, "start": config.start},
-        metrics={"loss": result["loss"]},
-    )
-    return result

@@ -62,21 +62,33 @@ class ChatTokenizer:
                 named[key] = value["content"] if isinstance(value, dict) else value
         return ChatTokenizer(Tokenizer.from_file(str(folder / "tokenizer.json")), read_template(folder), named)
 
-    def text(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The rendered conversation, ready for the assistant's answer. Raises BadInput where the template refuses it."""
+    def text(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
+        """The rendered conversation, ready for the assistant's answer; `variables` are the template's too. Raises BadInput where it refuses."""
         import jinja2
 
         if self._template is None:
             raise BadInput("This base model has no chat template; it cannot answer conversations.")
         try:
-            return self._template.render(messages=list(messages), add_generation_prompt=True, **self.named)
+            return self._template.render(
+                messages=list(messages), add_generation_prompt=True, **(self.named | variables)
+            )
         except (jinja2.TemplateError, TypeError) as error:
             raise BadInput(f"The chat template refuses these messages: {error}.") from error
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Prompt ids of a conversation, the generation prompt included."""
-        ids: list[int] = self._tokenizer.encode(self.text(messages), add_special_tokens=False).ids
+        return self.ids_of_text(self.text(messages))
+
+    def ids_of_text(self, rendered: str) -> list[int]:
+        """Ids of a rendered conversation, its special tokens as such."""
+        ids: list[int] = self._tokenizer.encode(rendered, add_special_tokens=False).ids
         return ids
+
+    @property
+    def highest_id(self) -> int:
+        """The largest id that the tokenizer can give."""
+        ids: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        return max(ids.values())
 
     def encode(self, text: str) -> list[int]:
         """Ids of a plain text: what looks like a special token in it stays text, so nobody can write an EOS."""
@@ -95,6 +107,28 @@ class ChatTokenizer:
     def token(self, index: int) -> str:
         """The text of one token, special ones included."""
         return self.decode([index], skip_special=False)
+
+
+# What tokenizers and templates differ about: turns, case, digits, spaces, scripts, an emoji.
+SPECIMEN = (
+    {"role": "user", "content": "Hello! Order #4711 hasn't arrived -- où est-il?  谢谢 🙂"},
+    {"role": "assistant", "content": "I'm sorry.\n\tLet me look: 12.50 EUR."},
+    {"role": "user", "content": "OK"},
+)
+
+
+def specimen(tokenizer: ChatTokenizer) -> list[tuple[int, str]]:
+    """(id, text) of each token of a fixed conversation: what a Checkpoint keeps, so that a mismatch can be shown without the old tokenizer.
+
+    Templates that print the date print the same one always; one that refuses the conversation is passed by.
+    """
+    try:
+        ids = tokenizer.ids_of_text(
+            tokenizer.text(SPECIMEN, strftime_now=lambda _: "2000-01-01", date_string="2000-01-01")
+        )
+    except BadInput:
+        ids = tokenizer.encode("\n".join(message["content"] for message in SPECIMEN))
+    return [(token, tokenizer.token(token)) for token in ids]
 
 
 def _refuse(message: str) -> str:
@@ -308,13 +342,19 @@ class Trunk:
 
 @torch.no_grad()
 def run_trunk(decoder: Decoder, rollout: Rollout, layer: int, token_budget: int = 4096) -> Trunk:
-    """Run the frozen lower trunk once; every later pass of any adapter with first_layer >= layer starts from it."""
+    """Run the frozen lower trunk once; every later pass of any adapter with first_layer >= layer starts from it.
+
+    A decoder that cannot run layers apart gives a trunk of layer 0, from which every pass starts at the bottom.
+    """
+    layer = decoder.trunk_depth(layer)
     size = sum(map(len, rollout.prompt_ids)) + sum(map(len, rollout.response_ids))
-    flat = torch.zeros(size, decoder.config.d_model, dtype=decoder.dtype)
+    flat: Tensor | None = None
     for batch in pack(rollout, token_budget=token_budget):
         hidden = decoder.run_layers(decoder.embed(batch.ids), batch.positions, batch.mask, 0, layer, None)
         real = batch.source >= 0
+        flat = hidden.new_zeros(size, *hidden.shape[2:]) if flat is None else flat
         flat[batch.source[real]] = hidden[real]
+    assert flat is not None  # a rollout holds a response
     return Trunk(layer, flat)
 
 
@@ -358,13 +398,14 @@ def logprobs_at(
     """
     states = at_predict(hidden, batch)[batch.counts]  # (M, D)
     targets = batch.targets[batch.counts]
-    if decoder.head.requires_grad:
+    head = decoder.frozen_head()
+    if head is None:
         logits = decoder.logits(states) / temperature
         log_p = F.log_softmax(logits, dim=-1)
         picked = log_p.gather(1, targets[:, None]).squeeze(1)
         entropy = -(log_p.detach().exp() * log_p.detach()).sum(-1)
     else:
-        picked, entropy = _TokenLogProbs.apply(states, decoder.head, targets, temperature, want_entropy)  # type: ignore[no-untyped-call]
+        picked, entropy = _TokenLogProbs.apply(states, head, targets, temperature, want_entropy)  # type: ignore[no-untyped-call]
     out = picked.new_zeros(batch.counts.shape).masked_scatter(batch.counts, picked)
     if not want_entropy:
         return out, None

@@ -23,6 +23,8 @@ from plaudit.stats.intervals import Interval
 from plaudit.store.annotation import Vote
 
 TIE = 2  # the label beside 0 and 1, where anybody says so
+# How much a vote counts in its Preference's weight. One without a strength is as good as a clear one: who is not asked for it loses nothing.
+STRENGTH_WEIGHT = {None: 1.0, 1: 0.5, 2: 1.0, 3: 1.5}
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ def conclude(
     """Every Preference that the votes support, and the report (with n_written 0: nothing is stored here). Deterministic.
 
     A tie is a label of its own to the model; its share of the posterior is half a vote each way. "Both bad" casts no vote, and where
-    more than half say so there is no Preference. Probability and weight are rounded to 6 digits, so that another machine's last bit does
-    not make another Snapshot. Raises BadInput for an unknown method.
+    more than half say so there is no Preference. Strength weighs a vote in the weight and never in the probability. Both are rounded to 6
+    digits, so that another machine's last bit does not make another Snapshot. Raises BadInput for an unknown method.
     """
     ballots, n_both_bad = _ballots(votes)
     if not ballots.kept:
@@ -93,6 +95,7 @@ def conclude(
         np.array(labels),
         3 if TIE in labels else 2,
         np.array(first),
+        np.array([STRENGTH_WEIGHT[vote.annotation.strength] for vote in ballots.kept]),
     )
     result = aggregate(coded, method)
     try:  # the sides are dealt by hash already: the frame is symmetrised

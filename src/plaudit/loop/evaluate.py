@@ -107,8 +107,10 @@ def sample_pairs(
     candidate_checkpoint_id: str | None = None,
     base_checkpoint_id: str | None = None,
 ) -> list[EvaluationItem]:
-    """Both policies' answers to each (messages, family), same decoding and seed. `sampling`: max_tokens, temperature, seed ...
+    """Both policies' answers to each (messages, family), same decoding. `sampling`: max_tokens, temperature, seed ...
 
+    Each policy draws with random numbers of its own (the base's seeds follow the candidate's): with shared ones two equal policies would say
+    the same word for word, and their comparison would be a tie without a doubt where it must be an estimate with an interval.
     `progress` hears the number of answers so far, of 2 n. Raises UpstreamError.
     """
     conversations = [messages for messages, _ in prompts]
@@ -119,13 +121,15 @@ def sample_pairs(
             if progress is not None:
                 progress(before + done)
 
-        answers.append(backends.sample(url, model, conversations, progress=tell, **sampling))
+        seed = sampling.get("seed")
+        own = {**sampling} if seed is None else {**sampling, "seed": seed + place * len(prompts)}
+        answers.append(backends.sample(url, model, conversations, progress=tell, **own))
     return [
         EvaluationItem(
             messages=tuple(dict(message) for message in messages),
             family=family,
-            first=_text(first),
-            second=_text(second),
+            first=response_text(first),
+            second=response_text(second),
             first_checkpoint_id=candidate_checkpoint_id,
             second_checkpoint_id=base_checkpoint_id,
             first_model=candidate_model,
@@ -135,7 +139,8 @@ def sample_pairs(
     ]
 
 
-def _text(answer: Answer) -> ResponseText:
+def response_text(answer: Answer) -> ResponseText:
+    """The first choice of an answer, as it is stored."""
     choice = answer.choices[0]
     return ResponseText(choice.text, choice.finish_reason, choice.logprob, choice.n_tokens or answer.completion_tokens)
 

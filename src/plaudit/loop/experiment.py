@@ -1,8 +1,9 @@
 """Experiments: which users meet the candidate, and what their feedback says about it, however often one looks.
 
-`assign` is a pure function of the serving config and the user; `analyse` is a pure function of what was observed. `look` joins the store to it
-and decides in this order: guardrail rollback, then sample ratio and double exposure, then minimum sample and stage, then the goal. `promote`
-here only means that users show no harm: the gate and two named approvals decide beside it (`loop/release.py`), so thumbs never promote alone.
+`assign` is a pure function of the serving config, the user and how the conversation began; `analyse` is one of what was observed. `look`
+joins the store to it and decides in this order: guardrail rollback, then sample ratio and double exposure, then minimum sample and stage,
+then the goal. `promote` here only means that users show no harm: the gate and two named approvals decide beside it (`loop/release.py`), so
+thumbs never promote alone.
 
 Guardrails share `Rules.alpha`: over all looks together a candidate that is no worse is rolled back with at most that probability.
 """
@@ -21,6 +22,7 @@ from plaudit.domain import (
     Assignment,
     Experiment,
     ExperimentState,
+    Interaction,
     Json,
     Measurement,
     Release,
@@ -140,8 +142,31 @@ def serving_config(store: Store, project_id: str) -> ServingConfig:
         return ServingConfig(observed_rows.ledger_version(tx, project_id), live, candidate, experiment)
 
 
-def assign(config: ServingConfig, actor: str | None) -> Assignment:
-    """The Release that answers this user. Without a user, or outside the ramp: the live one, and part of no experiment."""
+def began(store: Store, project_id: str, conversation_id: str) -> Assignment | None:
+    """What the first turn of a conversation was assigned, None where there is no turn yet."""
+    with store.read() as tx:
+        found = tx.find(Interaction, project_id=project_id, conversation_id=conversation_id, limit=1)
+    if not found or found[0].release_id is None:
+        return None
+    return Assignment(found[0].release_id, found[0].experiment_id, found[0].arm)
+
+
+def assign(config: ServingConfig, actor: str | None, began: Assignment | None = None) -> Assignment:
+    """The Release that answers this turn. A new conversation goes by its user; without one, or outside the ramp, the live Release answers
+    and the turn is part of no experiment.
+
+    A conversation stays with the Release that it began under (`began`) while that one is served, whoever speaks later and however the ramp
+    has moved; promotion and rollback move it. It is part of the experiment only where it began in the arm that its user is in now: that
+    rule is the same for both arms, although only the candidate's would change the Release.
+    """
+    own = _by_user(config, actor)
+    if began is None or (began.experiment_id, began.arm) == (own.experiment_id, own.arm):
+        return own
+    served = {release.id for release in (config.live, config.candidate) if release is not None}
+    return Assignment(began.release_id) if began.release_id in served else own
+
+
+def _by_user(config: ServingConfig, actor: str | None) -> Assignment:
     experiment = config.experiment
     if experiment is None or actor is None:
         return Assignment(config.live.id)

@@ -22,6 +22,7 @@ from plaudit import artifacts, backends
 from plaudit.domain import (
     Checkpoint,
     CheckpointKind,
+    Interaction,
     Json,
     Message,
     Release,
@@ -34,8 +35,12 @@ from plaudit.errors import BadInput, Conflict, NotFound, PlauditError, Refused
 from plaudit.loop import annotate, evaluate, experiment, monitor, release, snapshot, train
 from plaudit.loop.evaluate import GateRules
 from plaudit.settings import Settings
+from plaudit.store import annotation as waiting
 from plaudit.store import monitoring
 from plaudit.store.database import Store
+
+MAX_PLANNED = 5000
+NEWEST = 20_000  # interactions among which those to compare are drawn
 
 
 @dataclass(frozen=True)
@@ -333,6 +338,58 @@ def score(
     return train.run_training(
         store, project_id, "score", full, inputs, home / "runs", None, None, utc_now(), owner=owner, program=program
     )
+
+
+# --- asking about traffic ----------------------------------------------------------------------------------------------
+
+
+def plan_traffic(
+    store: Store,
+    project_id: str,
+    n: int,
+    *,
+    batch: str,
+    overlap: int,
+    now: datetime,
+    progress: Callable[[int], None] | None = None,
+) -> annotate.Plan:
+    """Training Comparisons about up to `n` interactions that the live Release answered: what the user was shown against a second answer,
+    drawn now with the same decoding and a seed of its own.
+
+    Chosen at random (by a hash of id and time) among the newest that allow training and that no Comparison is about. `progress` hears
+    the number of second answers so far. Raises BadInput, NotFound (nothing is live), UpstreamError.
+    """
+    if not 1 <= n <= MAX_PLANNED:
+        raise BadInput(f"n is {n}; plan 1 to {MAX_PLANNED} comparisons at a time.")
+    live = release.live(store, project_id)
+    with store.read() as tx:
+        pool = waiting.not_yet_compared(tx, project_id, live.id, NEWEST)
+        chosen = sorted(pool, key=lambda id: _luck(id, now))[:n]
+        asked = tx.find(Interaction, id=chosen)
+    requests = [_again(one, live.model, int(_luck(one.id, now)[:7], 16)) for one in asked]
+    answers = backends.complete_many(live.upstream, requests, progress=progress)
+    second = {one.id: [evaluate.response_text(answer)] for one, answer in zip(asked, answers, strict=True)}
+    return annotate.plan_comparisons(
+        store,
+        project_id,
+        asked,
+        second,
+        model=live.model,
+        checkpoint_id=live.checkpoint_id,
+        batch=batch,
+        overlap=overlap,
+        now=now,
+    )
+
+
+def _luck(id: str, now: datetime) -> str:
+    return artifacts.sha256_of([id, now.isoformat()])
+
+
+def _again(asked: Interaction, model: str, seed: int) -> Json:
+    """The request that gives one more answer to an interaction, drawn as the first one was."""
+    used = {name: value for name, value in asked.sampling.items() if value is not None}
+    return {**used, "model": model, "messages": list(asked.messages), "n": 1, "seed": seed}
 
 
 # --- acting on an experiment -------------------------------------------------------------------------------------------

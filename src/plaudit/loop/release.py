@@ -229,8 +229,33 @@ def verified_checkpoint(store: Store, checkpoint_id: str, kind: CheckpointKind |
 def to_load(store: Store, project_id: str) -> list[tuple[Release, Checkpoint]]:
     """What an upstream holds: Releases that must answer now, or at once after a rollback, oldest first, each with its checkpoint verified.
 
-    A damaged checkpoint that nobody is served with is left out with a warning; a damaged live one raises Corrupt.
+    A damaged checkpoint that is not the live one's is left out with a warning: users meet the live Release in its place. A damaged live one
+    raises Corrupt: to serve something else is a decision, and the ledger would not say it (docs/release.md, "A damaged Checkpoint").
     """
+    found = []
+    for release, checkpoint in _examined(store, project_id):
+        if isinstance(checkpoint, Checkpoint):
+            found.append((release, checkpoint))
+        elif release.state != ReleaseState.LIVE:
+            log.warning("release %s (%s) is not loaded: %s", release.id, release.state, checkpoint)
+        else:
+            raise Corrupt(
+                f"The live release {release.id} ({release.model}) cannot be served: {checkpoint.rstrip('.')}; "
+                f"or go back to the release before it with `plaudit release rollback {release.id}` and start again."
+            )
+    return found
+
+
+def damaged(store: Store, project_id: str) -> list[tuple[Release, str]]:
+    """Releases that `to_load` would miss, each with what is wrong with its checkpoint."""
+    return [(release, wrong) for release, wrong in _examined(store, project_id) if isinstance(wrong, str)]
+
+
+# --- inside ------------------------------------------------------------------------------------------------------------
+
+
+def _examined(store: Store, project_id: str) -> Iterator[tuple[Release, Checkpoint | str]]:
+    """Each Release that an upstream holds with its verified checkpoint, or with the sentence that says why it has none."""
     with store.read() as tx:
         releases = tx.find(
             Release,
@@ -238,20 +263,13 @@ def to_load(store: Store, project_id: str) -> list[tuple[Release, Checkpoint]]:
             state=(ReleaseState.CANDIDATE, ReleaseState.SHADOW, ReleaseState.CANARY, ReleaseState.LIVE),
         )
         earlier = _way_back(tx, project_id)
-    found = []
     for release in [*releases, *([earlier] if earlier else [])]:
         if release.checkpoint_id is None:
             continue
         try:
-            found.append((release, verified_checkpoint(store, release.checkpoint_id)))
-        except (Corrupt, NotFound) as error:
-            if release.state == ReleaseState.LIVE:
-                raise
-            log.warning("release %s (%s) is not loaded: %s", release.id, release.state, error)
-    return found
-
-
-# --- inside ------------------------------------------------------------------------------------------------------------
+            yield release, verified_checkpoint(store, release.checkpoint_id)
+        except (BadInput, Corrupt, NotFound, OSError) as error:
+            yield release, str(error)
 
 
 @contextmanager

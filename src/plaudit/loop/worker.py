@@ -17,6 +17,7 @@ from pathlib import Path
 
 from plaudit.domain import Checkpoint, CheckpointKind, Measurement, Project, Run, RunState, utc_now
 from plaudit.errors import Conflict, NotFound
+from plaudit.learn.configs import PROGRAMS
 from plaudit.loop import monitor, pipeline, release, train
 from plaudit.settings import Settings
 from plaudit.store.database import Store
@@ -30,7 +31,7 @@ STOP_S = 10.0
 WINDOW_INTERACTIONS = 50  # that close a window
 WINDOW_MAX = timedelta(hours=1)
 SAMPLE = 64  # answers of a window that are scored
-TRAINING_STEPS = ("reward", "ppo", "sft")
+TRAINING_STEPS = tuple(name for name in PROGRAMS if name != "score")
 
 
 def run(settings: Settings, store: Store, stop: threading.Event) -> None:
@@ -139,15 +140,14 @@ def take_queued(
     program: tuple[str, ...] = train.PROGRAM,
 ) -> Run | None:
     """Do the oldest queued training Run; None where there is none. Told to stop, it gives the Run back."""
-    queued = store.find(Run, project_id=project_id, state=RunState.QUEUED, step=(*TRAINING_STEPS, "score"), limit=1)
+    queued = store.find(Run, project_id=project_id, state=RunState.QUEUED, step=tuple(PROGRAMS), limit=1)
     if not queued:
         return None
     one = queued[0]
-    step: train.Step = one.step  # type: ignore[assignment]
     return train.run_training(
         store,
         project_id,
-        step,
+        one.step,
         one.config,
         one.inputs,
         settings.home / "runs",

@@ -66,7 +66,8 @@ def _serve(options: argparse.Namespace) -> None:
     import torch
     import uvicorn
 
-    from plaudit.learn.nets import Decoder, pick_dtype
+    from plaudit.learn import decoders
+    from plaudit.learn.nets import pick_dtype
     from plaudit.policy_server.app import PolicyServer, create_app
 
     if options.threads:
@@ -75,7 +76,7 @@ def _serve(options: argparse.Namespace) -> None:
     policy = PolicyServer(
         options.base,
         options.name,
-        Decoder.load(options.base, dtype),
+        decoders.load(options.base, dtype),
         dict(_named(text) for text in options.adapter),
         max_rows=options.max_rows,
         max_context=options.max_context,

@@ -25,7 +25,7 @@ from plaudit import openai_protocol as protocol
 from plaudit.artifacts import MANIFEST
 from plaudit.errors import BadInput, Corrupt, NotFound, PlauditError, TooLarge, Unavailable
 from plaudit.learn import checkpoint
-from plaudit.learn.nets import Adapter, Decoder, DecoderConfig
+from plaudit.learn.nets import Adapter, Decoder, Shape
 from plaudit.learn.rollout import Sampling
 from plaudit.learn.tokens import ChatTokenizer
 from plaudit.policy_server.engine import Adapters, Engine, Job, Piece
@@ -192,7 +192,7 @@ def create_app(server: PolicyServer) -> Starlette:
     )
 
 
-def read_adapter(path: Path, base: Path, config: DecoderConfig) -> Adapter:
+def read_adapter(path: Path, base: Path, config: Shape) -> Adapter:
     """A policy Checkpoint (verified, and only for this base) or a plain PEFT folder. Raises NotFound, BadInput, Corrupt."""
     if not path.is_dir():
         raise NotFound(f"{path} is not a folder on the policy server's machine; give the Checkpoint's folder there.")

@@ -35,13 +35,15 @@ _SCORING_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Votes:
-    """One row per vote. `item`, `worker`: codes from 0; `label`: 0..n_labels-1; `first`: the label whose option was shown first."""
+    """One row per vote. `item`, `worker`: codes from 0; `label`: 0..n_labels-1; `first`: the label whose option was shown first; `weight`:
+    how much each vote counts in `effective_votes`, default 1, and in nothing else (how strongly somebody prefers does not make them right)."""
 
     item: Ints
     worker: Ints
     label: Ints
     n_labels: int
     first: Ints | None = None
+    weight: Floats | None = None
 
     def __post_init__(self) -> None:
         columns = {"item": self.item, "worker": self.worker, "label": self.label}
@@ -56,6 +58,10 @@ class Votes:
             if len(array) and array.min() < 0:
                 raise BadInput(f"Votes.{name} holds {array.min()}; codes start at 0.")
             object.__setattr__(self, name, array.astype(np.int64, copy=False))
+        if self.weight is not None and (len(self.weight) != len(self.item) or not (np.asarray(self.weight) >= 0).all()):
+            raise BadInput(
+                f"Votes.weight has {len(self.weight)} rows for {len(self.item)} votes; give each a number >= 0."
+            )
         if len(self.item) == 0:
             raise BadInput("There are no votes; aggregation needs at least one.")
         if self.n_labels < 2 or max(self.label.max(), -1 if self.first is None else self.first.max()) >= self.n_labels:
@@ -110,7 +116,7 @@ class Aggregate:
     confusion: (n_workers, K truth, K vote), None for majority. left_bias: P(worker picks what is shown first, whatever it is), only from
     one-coin with an order; negative for those who pick the last. effective_votes: (n_items,) votes that a perfect annotator would have
     needed to cast: each vote counts as the share of the truth's entropy that it removes (mutual information), so spam counts 0; plain
-    vote counts for majority. log_likelihood: of the votes, without the prior; None for majority. reason: why this method.
+    vote counts for majority; times `Votes.weight`. log_likelihood: of the votes, without the prior; None for majority. reason: why this method.
     """
 
     posterior: Floats
@@ -176,7 +182,8 @@ def majority(votes: Votes, gold: Mapping[int, int] | None = None) -> Aggregate:
     reliability = WorkerRates(mean, low, high, n_seen.astype(np.int64))
     items, labels = _gold_arrays(votes, gold)
     posterior[items] = np.eye(votes.n_labels)[labels]
-    return Aggregate(posterior, reliability, None, None, totals, "majority", 0, None, "asked for")
+    weighted = totals if votes.weight is None else _per_item(votes, np.ones(len(votes.item)))
+    return Aggregate(posterior, reliability, None, None, weighted, "majority", 0, None, "asked for")
 
 
 def dawid_skene(
@@ -443,12 +450,17 @@ def _beta_rates(votes: Votes, mean: Floats, variance: Floats) -> WorkerRates:
 
 
 def _effective_votes(votes: Votes, confusion: Floats, class_mix: Floats) -> Floats:
-    """(n_items,) sum over votes of I(vote; truth) / H(truth) for the worker who cast it."""
+    """(n_items,) sum over votes of I(vote; truth) / H(truth) for the worker who cast it, times the vote's weight."""
     joint = class_mix[None, :, None] * confusion  # (W, truth, vote)
     marginal = joint.sum(axis=1, keepdims=True)
     independent = class_mix[None, :, None] * marginal
     information = special.rel_entr(joint, independent).sum(axis=(1, 2))
     entropy = float(special.entr(class_mix).sum())
     share = information / entropy if entropy > 0 else np.zeros(votes.n_workers)
-    effective: Floats = np.bincount(votes.item, weights=share[votes.worker], minlength=votes.n_items).astype(np.float64)
-    return effective
+    return _per_item(votes, share[votes.worker])
+
+
+def _per_item(votes: Votes, worth: Floats) -> Floats:
+    """(n_items,) sum over votes of what each is worth (n_votes,), times its weight."""
+    weighted = worth if votes.weight is None else worth * votes.weight
+    return np.bincount(votes.item, weights=weighted, minlength=votes.n_items).astype(np.float64)

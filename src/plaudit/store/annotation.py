@@ -17,10 +17,14 @@ from plaudit.domain import (
     Annotation,
     Comparison,
     ComparisonState,
+    Completion,
+    CompletionStatus,
+    Interaction,
     Lease,
     LeaseState,
     Person,
     Purpose,
+    TrainingUse,
     Verdict,
 )
 from plaudit.errors import NotFound
@@ -31,6 +35,8 @@ _COMPARISONS = TABLES[Comparison]
 _LEASES = TABLES[Lease]
 _ANNOTATIONS = TABLES[Annotation]
 _PEOPLE = TABLES[Person]
+_INTERACTIONS = TABLES[Interaction]
+_COMPLETIONS = TABLES[Completion]
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,25 @@ class Vote:
     interaction_id: str | None
     family: str
     response_ids: tuple[str, ...]
+
+
+def not_yet_compared(tx: Transaction, project_id: str, release_id: str, limit: int) -> list[str]:
+    """Ids of the newest interactions that this Release answered to the end, that may be trained on, and that no Comparison is about."""
+    compared = sa.exists().where(_COMPARISONS.c.interaction_id == _INTERACTIONS.c.id)
+    query = (
+        sa.select(_INTERACTIONS.c.id)
+        .join(_COMPLETIONS, _COMPLETIONS.c.id == _INTERACTIONS.c.id)
+        .where(
+            _INTERACTIONS.c.project_id == project_id,
+            _INTERACTIONS.c.served_release_id == release_id,
+            _INTERACTIONS.c.training_use == TrainingUse.ALLOWED,
+            _COMPLETIONS.c.status == CompletionStatus.OK,
+            ~compared,
+        )
+        .order_by(_INTERACTIONS.c.id.desc())
+        .limit(limit)
+    )
+    return [row["id"] for row in tx.rows(query)]
 
 
 def live_lease(tx: Transaction, project_id: str, annotator_id: str, now: datetime) -> Lease | None:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from plaudit.errors import BadInput, Conflict, NotFound, Unavailable
+from plaudit.errors import BadInput, Conflict, Corrupt, NotFound, Unavailable
 from plaudit.store.migrate import migrate
 from plaudit.store.schema import TABLES
 
@@ -76,11 +76,18 @@ class Transaction:
         return int(self.connection.execute(_count(TABLES[kind], _shape(equals)), _values(equals)).scalar_one())
 
     def change(self, kind: type[Noun], id: str, expect: dict[str, Any] | None = None, **changes: Any) -> Noun:
-        """Compare and set: update one row if its columns still equal `expect`. Raises NotFound, or Conflict where they do not."""
+        """Compare and set: update one row if its columns still equal `expect`. Raises NotFound, or Conflict where they do not or where a
+        unique rule of the schema would break."""
         equals = {"id": id, **(expect or {})}
         query = _update(TABLES[kind], _shape(equals), tuple(sorted(changes)))
         values = {**_values(equals), **{f"new_{name}": value for name, value in changes.items()}}
-        if self.connection.execute(query, values).rowcount == 0:
+        try:
+            n_changed = self.connection.execute(query, values).rowcount
+        except IntegrityError as error:
+            if "not null" in str(error.orig).lower():
+                raise  # a caller's mistake, not a lost race
+            raise Conflict(f"{kind.__name__} {id} would be the second of its kind ({error.orig}).") from error
+        if n_changed == 0:
             now = self.get(kind, id)
             state = {name: getattr(now, name) for name in expect or {}}
             raise Conflict(f"{kind.__name__} {id} has changed meanwhile: expected {expect}, found {state}.")
@@ -182,6 +189,13 @@ class Store:
             raise Unavailable(f"The store does not answer ({error.orig}); check the disk and try again.") from error
         except PoolTimeout as error:
             raise Unavailable("The store has more readers than connections; try again in a moment.") from error
+        except DatabaseError as error:
+            if getattr(error.orig, "sqlite_errorname", None) in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
+                raise Corrupt(
+                    f"{self._engine.url.database} is no SQLite database that can be read ({error.orig}); restore it from a backup, "
+                    "or move it away to start with an empty store."
+                ) from error
+            raise
 
     def add(self, *objects: Any) -> None:
         with self.write() as tx:
@@ -212,7 +226,10 @@ class Store:
 
 
 def open_store(url: str) -> Store:
-    """Open (and where needed create or migrate) the store at an SQLAlchemy URL such as `sqlite:////home/me/.plaudit/store.sqlite`."""
+    """Open (and where needed create or migrate) the store at an SQLAlchemy URL such as `sqlite:////home/me/.plaudit/store.sqlite`.
+
+    Raises BadInput (no URL), Corrupt (a file that is no database), Unavailable, Conflict (a store of a newer Plaudit).
+    """
     try:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError as error:
@@ -225,8 +242,12 @@ def open_store(url: str) -> Store:
     else:
         engine = sa.create_engine(url, pool_pre_ping=True)
     store = Store(engine, url)
-    with store.write() as tx:
-        migrate(tx.connection)
+    try:
+        with store.write() as tx:
+            migrate(tx.connection)
+    except BaseException:
+        store.close()
+        raise
     return store
 
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from plaudit.errors import Conflict
 
-LATEST = 1
+LATEST = 2
 
 
 def files() -> list[tuple[int, str]]:

@@ -57,6 +57,15 @@ class Thumb:
 
 
 @dataclass(frozen=True)
+class Act:
+    """One piece of feedback as an event: who spoke about which answer, and when."""
+
+    actor: str | None
+    interaction_id: str
+    at: datetime
+
+
+@dataclass(frozen=True)
 class Traffic:
     n_interactions: int
     n_errors: int
@@ -128,6 +137,16 @@ def thumbs(tx: Transaction, project_id: str, start: datetime, end: datetime) -> 
         for row in last.values()
         if not row["retracted"]
     ]
+
+
+def acts(tx: Transaction, project_id: str, start: datetime, end: datetime) -> list[Act]:
+    """What people said in [start, end) in order of time, changes and retractions too; signals are left out: a page sends them by itself."""
+    query = (
+        sa.select(_FEEDBACK.c.actor, _FEEDBACK.c.interaction_id, _FEEDBACK.c.created_at)
+        .where(*_said_within(project_id, start, end), _FEEDBACK.c.kind != FeedbackKind.SIGNAL)
+        .order_by(_FEEDBACK.c.created_at, _FEEDBACK.c.id)
+    )
+    return [Act(*row.values()) for row in tx.rows(query)]
 
 
 def history(

@@ -177,6 +177,13 @@ sa.Index(
     TABLES[domain.Measurement].c.metric,
     TABLES[domain.Measurement].c.window_end,
 )
+sa.Index(
+    "release_one_live",  # what users meet is never two things
+    TABLES[domain.Release].c.project_id,
+    unique=True,
+    sqlite_where=TABLES[domain.Release].c.state == domain.ReleaseState.LIVE,
+    postgresql_where=TABLES[domain.Release].c.state == domain.ReleaseState.LIVE,
+)
 sa.Index("api_key_secret", TABLES[domain.ApiKey].c.secret_sha256, unique=True)
 sa.Index("person_name", TABLES[domain.Person].c.project_id, TABLES[domain.Person].c.name, unique=True)
 sa.Index("audit_chain", TABLES[domain.AuditEntry].c.project_id, TABLES[domain.AuditEntry].c.seq, unique=True)

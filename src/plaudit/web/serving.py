@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from plaudit.domain import Project
+from plaudit.domain import Assignment, Project
 from plaudit.errors import NotFound, PlauditError, Unavailable
 from plaudit.loop import experiment
 from plaudit.loop.experiment import ServingConfig
@@ -47,6 +47,13 @@ class ServingConfigs:
             raise Unavailable(error.message, retry_after_s=2.0) from error
         self._known[project_id] = serving
         return serving
+
+    async def assign(self, serving: Serving, actor: str | None, conversation_id: str | None) -> Assignment:
+        """Which Release answers this turn. Asks the store how the conversation began only while there are two Releases to choose from."""
+        began: Assignment | None = None
+        if conversation_id is not None and serving.config.experiment is not None:
+            began = await self._run(experiment.began, self._store, serving.project.id, conversation_id)
+        return experiment.assign(serving.config, actor, began)
 
     async def poll(self) -> None:
         """For ever: refresh what is known."""

@@ -8,10 +8,10 @@ from click.testing import CliRunner
 from plaudit.cli.annotate import annotate
 from plaudit.cli.options import open_home
 from plaudit.cli.snapshot import snapshot
-from plaudit.domain import Guideline, ResponseText, SnapshotRecord, utc_now
+from plaudit.domain import Comparison, Guideline, ResponseText, SnapshotRecord, utc_now
 from plaudit.errors import Corrupt
 from plaudit.loop import annotate as stage
-from plaudit.loop import collect, govern
+from plaudit.loop import collect, govern, release
 
 N_QUESTIONS, NAMES = 12, ("Ann", "Bea", "Cyd")
 
@@ -71,6 +71,20 @@ def test_answers_become_preferences_and_these_a_folder_that_verifies(home) -> No
     with open(f"{frozen['folder']}/preferences.parquet", "ab") as file:
         file.write(b"x")
     assert isinstance(CliRunner().invoke(snapshot, ["verify", frozen["folder"]]).exception, Corrupt)
+
+
+def test_questions_about_traffic_are_planned(home) -> None:
+    store, project = home.store, home.project_id
+    live = release.register_base(store, project, "m", "fake:", utc_now())
+    for n in range(3):
+        body = {"messages": [{"role": "user", "content": f"q{n}"}], "responses": ["r"], "training_use": "allowed"}
+        collect.log_interaction(store, project, body | {"release_id": live.id}, utc_now())
+    made = json.loads(run(annotate, home, "plan", "--n", "2", "--batch", "mine", "--json"))
+    stored = store.find(Comparison, batch="mine")
+    assert sorted(made["comparisons"]) == [one.id for one in stored]
+    assert [one.overlap for one in stored] == [3, 3]  # the setting
+    said = run(annotate, home, "plan", "--overlap", "1")
+    assert "1 comparisons wait in batch traffic, each for 1 annotators." in said
 
 
 def test_a_guideline_has_versions(home, tmp_path) -> None:

@@ -6,10 +6,11 @@ import socket
 import pytest
 from click.testing import CliRunner
 
+from plaudit import artifacts
 from plaudit.cli import doctor as module
 from plaudit.cli import lock
 from plaudit.cli.doctor import doctor, examine
-from plaudit.domain import utc_now
+from plaudit.domain import Checkpoint, CheckpointKind, Release, ReleaseState, utc_now
 from plaudit.loop import govern, release
 from plaudit.settings import Settings
 from plaudit.store.database import open_store
@@ -71,7 +72,31 @@ def test_a_store_that_cannot_be_read_fails_and_sets_the_exit_code(tmp_path, monk
     result = CliRunner().invoke(doctor, ["--home", str(tmp_path), "--json"])
     findings = {finding["topic"]: finding for finding in json.loads(result.output)["findings"]}
     assert findings["store"]["status"] == "fail"
+    assert findings["store"]["detail"].startswith(f"{tmp_path / 'store.sqlite'} is no SQLite database")
     assert result.exit_code == 1
+
+
+@pytest.mark.parametrize(("state", "status"), [(ReleaseState.CANDIDATE, "warn"), (ReleaseState.LIVE, "fail")])
+def test_a_damaged_checkpoint_is_found(tmp_path, state, status) -> None:
+    settings = Settings(home=tmp_path, cache=tmp_path, base="tiny", port=free(), policy_port=free())
+    store = open_store(settings.database_url)
+    project, now = govern.ensure_project(store, utc_now()), utc_now()
+    folder = artifacts.new_folder(tmp_path, "ckp_1")
+    (folder / "adapter.bin").write_text("weights")
+    sha256 = artifacts.finish(folder, "checkpoint", {"checkpoint_kind": "policy"}).id
+    made = {"project_id": project.id, "created_at": now}
+    policy = CheckpointKind.POLICY
+    store.add(Checkpoint(id="ckp_1", kind=policy, folder=str(folder), sha256=sha256, base="tiny", **made))
+    store.add(
+        Release(id="rel_1", checkpoint_id="ckp_1", model="m", upstream="fake:", state=state, state_at=now, **made)
+    )
+    store.close()
+    assert "checkpoint" not in found(settings)
+    (folder / "adapter.bin").write_text("other weights")
+    said = found(settings)["checkpoint"]
+    assert said[0] == status
+    assert "rel_1" in said[1]
+    assert "adapter.bin" in said[1]
 
 
 @pytest.mark.parametrize(

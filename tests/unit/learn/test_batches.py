@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from plaudit.errors import BadInput
 from plaudit.learn import base_models, batches
 from plaudit.learn.nets import Decoder
-from plaudit.learn.tokens import Rollout, hidden_states, pack, run_trunk
+from plaudit.learn.tokens import Rollout, hidden_states, logprobs_at, pack, response_logprobs, run_trunk
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +74,64 @@ def test_a_trunk_continues_a_shallower_one(decoder):
     assert (shallow.layer, deep.layer) == (1, 3)
     torch.testing.assert_close(deep.hidden, run_trunk(decoder, data, 3, 1000).hidden)
     assert not torch.equal(deep.hidden, shallow.hidden)
+
+
+@pytest.fixture(scope="module")
+def ragged():
+    """12 prompts with one to three responses each, of very different lengths."""
+    prompts = [[97 + (7 * i + j) % 26 for j in range(2 + 5 * i % 17)] for i in range(12)]
+    group = [i for i in range(12) for _ in range(1 + i % 3)]
+    responses = [[97 + (11 * i + j) % 26 for j in range(1 + 13 * i % 29)] for i in range(len(group))]
+    return Rollout(prompts, responses, group, [True] * len(group))
+
+
+@pytest.mark.parametrize("budget", [1, 150, 100000])
+def test_side_by_side_equals_one_row_each(decoder, ragged, budget):
+    """Packing without cross-contamination: mask and positions keep conversations apart, to 2e-6 on log-probs."""
+    alone = pack(ragged, token_budget=1, share_prefix=False)
+    together = batches.side_by_side(pack(ragged, None, 1), budget)
+    assert sum(len(batch.ids) for batch in together) < 12  # rows really are shared
+    assert max(batch.ids.numel() for batch in together) <= max(budget, *(len(batch.ids[0]) for batch in together))
+    expected, counts, _ = response_logprobs(decoder, None, alone)
+    given, same, _ = response_logprobs(decoder, None, together)
+    assert torch.equal(counts, same)
+    torch.testing.assert_close(given, expected, atol=2e-6, rtol=1e-6)
+    # Rotary angles are relative, so log-probs would not see positions that go on counting; other models would.
+    counted = [sorted(int(p) for b in packs for p in b.positions[b.source >= 0]) for packs in (pack(ragged), together)]
+    assert counted[0] == counted[1]
+    trunk = run_trunk(decoder, ragged, 2)  # `source` leads to the same place of the flat table
+    torch.testing.assert_close(response_logprobs(decoder, None, together, trunk)[0], expected, atol=2e-6, rtol=1e-6)
+
+
+def test_a_row_without_block_mask_would_be_seen(decoder, ragged):
+    """The negative control of the test above."""
+    (batch,) = batches.side_by_side(pack(ragged, None, 1), 100000)
+    leaky = torch.ones_like(batch.mask[0]).tril().expand_as(batch.mask)
+    changed = type(batch)(**{**vars(batch), "mask": leaky})
+    with torch.no_grad():
+        right, wrong = (logprobs_at(decoder, hidden_states(decoder, None, b), b)[0] for b in (batch, changed))
+    assert (right - wrong).abs().max() > 0.1
+
+
+def test_no_row_grows_and_padding_falls(ragged):
+    plain, filled = pack(ragged, None, 100000), batches.side_by_side(pack(ragged, None, 1), 100000)
+    assert filled[0].ids.shape[1] == plain[0].ids.shape[1]
+    real = sum(int((batch.source >= 0).sum()) for batch in plain)
+    assert sum(int((batch.source >= 0).sum()) for batch in filled) == real
+    assert sum(batch.ids.numel() for batch in filled) < 0.8 * sum(batch.ids.numel() for batch in plain)
+
+
+def test_a_batcher_packs_where_told(decoder, ragged):
+    groups = [0, 3, 4, 7]
+    shapes = {}
+    for packing in (False, True):
+        packs, _, names = batches.Batcher(decoder, ragged, 1, 100000, packing).packs(groups)
+        assert sorted(names[packs[0].response].tolist()) == [i for i in range(ragged.n) if ragged.group[i] in groups]
+        shapes[packing] = len(packs[0].ids)
+    assert shapes[True] < shapes[False] == 4
+
+
+def test_a_conversation_longer_than_the_model_is_refused(decoder):
+    long = Rollout([[97] * 2000], [[98] * 49], [0], [True])
+    with pytest.raises(BadInput, match="2049 tokens, the model has 2048 positions"):
+        batches.Batcher(decoder, long, 0, 1000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from plaudit import artifacts
 from plaudit.errors import BadInput, Conflict, Corrupt, NotFound
 from plaudit.learn import base_models, checkpoint
 from plaudit.learn.nets import Adapter, Decoder, ScalarHead
-from plaudit.learn.rewards import RewardModel, score_responses
-from plaudit.learn.tokens import Rollout, pack
+from plaudit.learn.rewards import RewardModel, criterion_scores, member_scores, score_responses
+from plaudit.learn.tokens import ChatTokenizer, Rollout, pack, specimen
 
 DATA = Rollout([[1, 2, 3], [4, 5]], [[10, 11], [20], [30, 31, 32]], [0, 0, 1], [True, False, True])
 
@@ -87,6 +88,7 @@ def test_the_files_are_pefts(policy):
 def test_the_manifest_says_where_it_belongs(policy, base):
     _, _, manifest = policy
     known = base_models.identity(base)
+    assert manifest.body.pop("specimen").startswith('[[259, "<|user|>"], [72, "H"]')
     assert manifest.body == {
         "checkpoint_kind": "policy",
         "base": {"spec": "tiny", "sha256": known.sha256},
@@ -117,6 +119,44 @@ def test_finished_parents_are_named_by_id(policy, base, decoder, tmp_path):
 def test_another_base_is_refused(policy, base, tmp_path, name, what):
     with pytest.raises(BadInput, match=f"another {what}"):
         checkpoint.load_policy(policy[0], changed_base(base, tmp_path, name))
+
+
+def test_the_first_differing_token_is_named(policy, base, tmp_path):
+    """Token 0 is the user's tag, 1 the H of Hello: another template changes the first, another vocabulary the second."""
+    folder = changed_base(base, tmp_path, "chat_template.jinja")
+    template = folder / "chat_template.jinja"
+    template.write_text("<|system|>" + base_models.TINY_TEMPLATE)
+    with pytest.raises(
+        BadInput,
+        match=r"another chat template.*token 0 .* is '<\|user\|>' \(id 259\) there and '<\|system\|>' \(id 258\) here",
+    ):
+        checkpoint.load_policy(policy[0], folder)
+    template.write_text(
+        "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    )
+    with pytest.raises(BadInput, match=r"is '<\|assistant\|>' \(id 260\) there and its end here"):
+        checkpoint.load_policy(policy[0], folder)
+    shutil.copy(base / "chat_template.jinja", template)
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = raw["model"]["vocab"]
+    vocabulary["H"], vocabulary["J"] = vocabulary["J"], vocabulary["H"]
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+    with pytest.raises(BadInput, match=r"another tokenizer.*token 1 .* is 'H' \(id 72\) there and 'H' \(id 74\) here"):
+        checkpoint.load_policy(policy[0], folder)
+
+
+def test_a_date_in_the_template_is_no_difference(base, tmp_path):
+    folder = changed_base(base, tmp_path, "chat_template.jinja")
+    (folder / "chat_template.jinja").write_text("{{ strftime_now('%d %f') }}" + base_models.TINY_TEMPLATE)
+    tokenizer = ChatTokenizer.load(folder)
+    assert specimen(tokenizer) == specimen(tokenizer)
+    assert tokenizer.decode([token for token, _ in specimen(tokenizer)][:10]) == "2000-01-01"
+
+
+def test_a_base_without_template_still_shows_its_tokens(base, tmp_path):
+    folder = changed_base(base, tmp_path, "tokenizer.json")
+    (folder / "chat_template.jinja").unlink()
+    assert [text for _, text in specimen(ChatTokenizer.load(folder))][:5] == list("Hello")
 
 
 def test_a_changed_byte_is_found(policy, base):
@@ -173,6 +213,40 @@ def test_a_fully_trained_reward_model_scores_alike(base, decoder, tmp_path):
     assert {name.split(".")[2] for name in kept if "layers" in name} == {"3"}  # what was frozen is the base's
     again = checkpoint.load_reward(tmp_path / "r", base, decoder)
     assert torch.equal(score_responses(again, pack(DATA), None), score_responses(model, pack(DATA), None))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_an_ensemble_with_heads_comes_back_whole(base, decoder, tmp_path, shared):
+    adapters = [make_adapter(decoder, seed=1)] * 2 if shared else [make_adapter(decoder, seed=seed) for seed in (1, 2)]
+    members = tuple(
+        RewardModel(
+            decoder, adapter, ScalarHead(64, seed=k), "mean", 2, 0.5 + k, read_layer=4,
+            heads={"kind.ly": ScalarHead(64, seed=10 + k), "brief": ScalarHead(64, seed=20 + k)},
+        )
+        for k, adapter in enumerate(adapters)
+    )  # fmt: skip
+    checkpoint.save_reward(tmp_path / "r", replace(members[0], sd=1.9, members=members), base, {}, {})
+    assert (tmp_path / "r" / "adapter_model.safetensors").is_file() == shared
+    assert (tmp_path / "r" / "member-1" / "adapter_model.safetensors").is_file() != shared
+    again = checkpoint.load_reward(tmp_path / "r", base, decoder)
+    assert again.sd == 1.9
+    assert [member.sd for member in again.members] == [0.5, 1.5]
+    assert (again.members[0].adapter is again.members[1].adapter) == shared
+    whole = replace(members[0], members=members)
+    assert torch.equal(member_scores(again, pack(DATA), None), member_scores(whole, pack(DATA), None))
+    for name, scores in criterion_scores(again, pack(DATA), None).items():
+        assert torch.equal(scores, criterion_scores(whole, pack(DATA), None)[name])
+    assert set(again.members[1].heads) == {"kind.ly", "brief"}
+    assert not any(p.requires_grad for head in again.members[1].heads.values() for p in head.parameters())
+
+
+def test_a_card_and_its_pictures_are_part_of_the_folder(base, decoder, tmp_path):
+    model = RewardModel(decoder, make_adapter(decoder), ScalarHead(64), "last", 2, 1.0, read_layer=4)
+    manifest = checkpoint.save_reward(
+        tmp_path / "r", model, base, {}, {}, card="## Held out", pictures={"a.svg": "<svg/>"}
+    )
+    assert {"card.md", "a.svg"} <= manifest.files.keys()
+    assert (tmp_path / "r" / "card.md").read_text().rstrip().endswith("## Held out")
 
 
 def test_an_adapter_of_single_layers_reads_as_the_identity_elsewhere(policy, decoder):

@@ -65,3 +65,17 @@ def test_dropout_is_off():
     doctor.check_off(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0), nn.Dropout(0.5).eval()))
     with pytest.raises(TrainingStopped, match="drops out"):
         doctor.check_off(nn.Sequential(nn.Dropout(0.1)))
+
+
+def test_first_preferences():
+    doctor.check_first_preferences(0.0, 0.6931472, 0.6931471805599453)
+    with pytest.raises(TrainingStopped, match=r"differ by 1e-09 nats"):
+        doctor.check_first_preferences(1e-9, 0.6931472, 0.6931472)
+    with pytest.raises(TrainingStopped, match=r"first loss is 0\.693247; .* must be 0\.693147"):
+        doctor.check_first_preferences(0.0, 0.6932472, 0.6931472)
+
+
+def test_a_loss_that_is_not_finite_names_its_rows():
+    doctor.check_finite(1e30, 1, [])
+    with pytest.raises(TrainingStopped, match=r"update 3 is nan \(rows p0, p1, p2, p3, p4, p5, p6, p7 \.\.\.\)"):
+        doctor.check_finite(float("nan"), 3, [f"p{i}" for i in range(9)])

@@ -12,6 +12,7 @@ import pytest
 
 from plaudit.artifacts import PreferenceRow, write_snapshot
 from plaudit.learn import __main__ as program
+from plaudit.learn.configs import PROGRAMS
 from plaudit.learn.run_folder import read_jsonl
 
 
@@ -65,6 +66,38 @@ def test_a_users_mistake_is_one_json_line_and_exit_2(tmp_path, world, capsys):
     assert "did you mean 'epochs'" in error["message"]
     assert program.main(["rewards", str(folder)]) == 2
     assert "usage" in last_error(capsys)["message"]
+
+
+@pytest.mark.parametrize("name", sorted(PROGRAMS))
+def test_every_program_is_known(tmp_path, capsys, name):
+    assert program.main([name, str(tmp_path / "nowhere")]) == 2
+    assert last_error(capsys)["code"] == "not_found"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "made"),
+    [
+        (
+            "grpo",
+            {"steps": 1, "sampling": {"prompts": "preferences", "prompts_per_step": 2, "max_new_tokens": 4}},
+            "checkpoint/manifest.json",
+        ),
+        ("best_of", {"snapshot": "", "inputs": "prompts.jsonl", "n": 2, "max_new_tokens": 4}, "best.jsonl"),
+    ],
+)
+def test_programs_that_sample_run(tmp_path, world, capsys, monkeypatch, name, changes, made):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text('{"messages": [{"role": "user", "content": "hello"}]}\n')
+    base, snapshot = world
+    short = {"kind": "length", "name": "short", "high": 2}
+    raw = {"base": str(base), "snapshot": str(snapshot), "reward": [short]} | changes
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(raw))
+    assert program.main([name, str(folder)]) == 0
+    assert capsys.readouterr().out.strip().endswith("is done.")
+    assert json.loads((folder / "result.json").read_text())["program"] == name
+    assert (folder / made).is_file()
 
 
 def test_a_full_disk_is_told_and_a_bug_is_not_hidden(tmp_path, world, capsys, monkeypatch):
@@ -124,3 +157,14 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(tmp_path, world):
         assert (cut / "checkpoint" / name).read_bytes() == (whole / "checkpoint" / name).read_bytes()
     rows = [[(r["step"], r["phase"], r.get("loss")) for r in read_jsonl(f / "metrics.jsonl")] for f in (whole, cut)]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(("name", "config"), [("dpo", {}), ("sft", {"source": "chosen"})])
+def test_the_offline_programs_run_by_name(tmp_path, world, name, config):
+    folder = write_run(tmp_path / "run", world)
+    base, snapshot = world
+    raw = {"base": str(base), "snapshot": str(snapshot), "first_layer": 3} | config
+    (folder / "config.json").write_text(json.dumps(raw))
+    assert program.main([name, str(folder)]) == 0
+    assert json.loads((folder / "result.json").read_text())["program"] == name
+    assert json.loads((folder / "checkpoint" / "manifest.json").read_text())["body"]["checkpoint_kind"] == "policy"

@@ -54,7 +54,7 @@ def test_tiny_logits_equal_transformers(base, decoder):
     torch.testing.assert_close(run(decoder, ids), theirs, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["llama-tied-bias", "mistral", "qwen2"])
+@pytest.mark.parametrize("name", ["llama-tied-bias", "llama3-rope", "mistral", "qwen2", "qwen3"])
 def test_other_architectures_equal_transformers(name, tmp_path):
     import transformers as tr
 
@@ -67,8 +67,24 @@ def test_other_architectures_equal_transformers(name, tmp_path):
             tr.LlamaForCausalLM,
             tr.LlamaConfig(**shape, tie_word_embeddings=True, attention_bias=True),
         ),
+        # wavelengths on all three sides of the ramp: turns within 16 tokens are 2.5, .25 and below
+        "llama3-rope": (
+            tr.LlamaForCausalLM,
+            tr.LlamaConfig(
+                **shape,
+                rope_parameters={
+                    "rope_type": "llama3",
+                    "rope_theta": 100.0,
+                    "factor": 8.0,
+                    "low_freq_factor": 0.2,
+                    "high_freq_factor": 2.0,
+                    "original_max_position_embeddings": 16,
+                },
+            ),
+        ),
         "mistral": (tr.MistralForCausalLM, tr.MistralConfig(**shape, head_dim=16, sliding_window=32)),
         "qwen2": (tr.Qwen2ForCausalLM, tr.Qwen2Config(**shape, tie_word_embeddings=True)),
+        "qwen3": (tr.Qwen3ForCausalLM, tr.Qwen3Config(**shape, head_dim=16)),
     }[name]
     torch.manual_seed(0)
     model = kind(config).eval()
@@ -182,7 +198,7 @@ def test_bf16_is_near_fp32(base, decoder):
     ("change", "word"),
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "llama3"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "yarn"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"intermediate_size": 130}, "shape"),

@@ -1,61 +1,220 @@
-"""The figures of a validation by hand; training itself is in tests/learning/test_reward_learning.py."""
-
-import math
+"""The parts of the reward program whose result can be told by hand; training itself is in tests/learning/test_reward_learning.py."""
 
 import numpy as np
 import pytest
+import torch
 
-from plaudit.artifacts import PreferenceRow
-from plaudit.learn import reward
-from plaudit.learn.configs import RewardConfig
-
-
-def rows(*probabilities):
-    return [
-        PreferenceRow(f"p{i}", f"c{i}", "overall", f"f{i % 2}", "valid", (), "good", "bad", p, 2.0, "annotation")
-        for i, p in enumerate(probabilities)
-    ]
+from plaudit.errors import TrainingStopped
+from plaudit.learn import base_models, questions, reward
+from plaudit.learn.configs import RewardConfig, from_dict
+from plaudit.learn.nets import ScalarHead
+from plaudit.learn.pairs_file import Pair
+from plaudit.learn.run_folder import RunFolder
+from plaudit.learn.tokens import ChatTokenizer
 
 
-def test_accuracy_is_against_the_majority_with_half_for_ties():
-    hits, families = reward.correct(np.array([0.9, 0.5, 0.2, 0.7]), rows(1.0, 0.8, 0.6, 0.5))
-    assert hits.tolist() == [1.0, 0.5, 0.0]  # the row people tied on has no majority
-    assert families == ["f0", "f1", "f0"]
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return base_models.prepare("tiny", tmp_path_factory.mktemp("bases"))
 
 
-def test_log_loss_is_against_the_soft_label():
-    truth = np.array([0.8, 0.8])
-    point = reward.curve_point(np.array([0.8, 0.5]), rows(0.8, 0.8))
-    entropy = -(0.8 * math.log(0.8) + 0.2 * math.log(0.2))
-    assert point["log_loss"] == pytest.approx((entropy + math.log(2)) / 2)
-    assert point["accuracy"] == 0.75
-    # turning rows round for the reliability curve changes neither
-    many = rows(*[0.8] * 40)
-    out = reward.figures(np.full(40, 0.8), np.full(40, 0.8), np.ones(40), ["a", "b"] * 20, many)
-    assert out["log_loss"] == pytest.approx(entropy)
-    assert out["ece"] == pytest.approx(0.0, abs=1e-9)
-    assert {round(entry["mean_probability"], 3) for entry in out["bins"]} == {0.2, 0.8}
-    assert out["accuracy"]["mean"] == 1.0
-    assert truth.mean() == 0.8
-
-
-def test_validation_without_held_out_rows_says_so():
-    config = RewardConfig(snapshot="s", base="b")
-    assert reward.validate(None, rows(1.0), [], config) == {"valid": None, "baselines": {}, "difference": {}}
-
-
-def test_baselines_see_weights_only_where_asked():
-    weighted, plain = (
-        reward.as_pairs(rows(1.0), RewardConfig(snapshot="s", base="b", use_weights=w)) for w in (True, False)
+def config(base="b", **values):
+    return from_dict(
+        RewardConfig,
+        {"base": str(base), "preferences": "p", "compute": {"dtype": "float32"}, "lora": {"rank": 4}} | values,
     )
-    assert weighted.weight.tolist() == [2.0]
-    assert plain.weight.tolist() == [1.0]
 
 
-def test_one_family_gives_no_interval_but_its_figures():
-    config = RewardConfig(snapshot="s", base="b")
-    one = [row for row in rows(1.0, 0.9, 0.9) if row.family == "f0"]
-    out = reward.validate(np.array([0.9, 0.9]), rows(1.0, 0.9), one, config)
-    assert out["difference"] == {}
-    assert out["valid"]["accuracy"]["mean"] == 1.0
-    assert set(out["baselines"]) == {"length_only", "bag_of_words"}
+def rows(n=6, criterion="overall", **extra):
+    return [
+        Pair(
+            f"p{i}", "", criterion, f"f{i % 3}", "train", ({"role": "user", "content": f"q{i}"},), f"good {i}", "bad", 0.9,
+            float(1 + i % 2), "import", **extra,
+        )
+        for i in range(n)
+    ]  # fmt: skip
+
+
+def begin(base, some, who=(0,), **values):
+    settings = config(base, **values)
+    decoder = reward.load_decoder(settings)
+    body = reward.start(settings, decoder, list(who))
+    data = questions.encode(ChatTokenizer.load(base), some, settings, decoder)
+    return settings, body, data, reward.Targets.of(settings, some, list(who))
+
+
+def test_weights_have_mean_one_and_count_votes_only_where_asked():
+    assert reward.pair_weights(config(), rows(), [0])[:, 0].tolist() == pytest.approx([2 / 3, 4 / 3] * 3)
+    assert reward.pair_weights(config(use_weights=False), rows(), [0])[:, 0].tolist() == [1.0] * 6
+
+
+def test_the_bootstrap_draws_whole_families_anew_for_each_member():
+    many = rows(300)
+    many = [Pair(**(vars(row) | {"family": f"f{i // 3}", "weight": 1.0})) for i, row in enumerate(many)]
+    drawn = reward.pair_weights(config(members=2), many, [0, 1])
+    counts = drawn.reshape(100, 3, 2)
+    assert (counts == counts[:, :1]).all()  # the rows of a family go together
+    assert counts[:, 0].sum(dim=0).tolist() == [100, 100]
+    assert 0.5 < float((counts[:, 0] > 0).float().mean()) < 0.76  # 1 - 1/e in the mean
+    assert not torch.equal(drawn[:, 0], drawn[:, 1])
+    assert torch.equal(drawn, reward.pair_weights(config(members=2), many, [0, 1]))
+    off = reward.pair_weights(config(members=2, bootstrap=False), many, [0, 1])
+    assert bool((off == 1).all())
+
+
+@pytest.mark.parametrize(("criterion", "moves"), [("kind", [True, False]), ("brief", [False, True])])
+def test_a_row_trains_the_head_of_its_criterion_only(base, criterion, moves):
+    some = rows(4, criterion)
+    settings, body, data, target = begin(base, some, heads=[{"criterion": "kind"}, {"criterion": "brief"}])
+    before = [head.weight.detach().clone() for head in body.heads]
+    reward.update(body, settings, data, [0, 1], target, some, 1)
+    assert [not torch.equal(head.weight, old) for head, old in zip(body.heads, before, strict=True)] == moves
+
+
+def test_a_member_learns_nothing_from_rows_it_did_not_draw(base):
+    some = rows(2)
+    settings, body, data, target = begin(base, some, (0, 1), members=2, members_share="body")
+    target.weights[:, 1] = 0
+    before = [head.weight.detach().clone() for head in body.heads]
+    reward.update(body, settings, data, [0, 1], target, some, 1)
+    moved = [not torch.equal(head.weight, old) for head, old in zip(body.heads, before, strict=True)]
+    assert moved == [True, False]
+
+
+def test_a_margin_moves_the_loss_as_its_formula_says(base):
+    losses = []
+    for margin in (0.0, 1.5):
+        some = rows(2, margin=margin)
+        settings, body, data, target = begin(base, some, use_weights=False)
+        gap = reward.gaps(body, data)[:, 0, 0]
+        _, found = reward.update(body, settings, data, [0, 1], target, some, 1)
+        z = gap - margin
+        expected = -(0.9 * torch.nn.functional.logsigmoid(z) + 0.1 * torch.nn.functional.logsigmoid(-z)).mean()
+        assert found["loss"] == pytest.approx(float(expected), abs=1e-6)
+        losses.append(found["loss"])
+    assert abs(losses[1] - losses[0]) > 0.1
+    off = reward.Targets.of(config(use_margins=False), rows(2, margin=1.5), [0])
+    assert off.margin.tolist() == [[0.0], [0.0]]
+
+
+def test_a_loss_that_is_not_finite_names_its_rows_and_moves_nothing(base):
+    some = rows(4)
+    settings, body, data, target = begin(base, some)
+    before = {name: tensor.clone() for name, tensor in body.trained().items()}
+    target.margin[2] = float("nan")
+    with pytest.raises(TrainingStopped, match=r"loss of update 1 is nan; its rows are .*p2.*last saved state stays"):
+        reward.update(body, settings, data, [0, 1, 2, 3], target, some, 1)
+    body.heads[0].weight.data[0] = float("inf")
+    target.margin[2] = 0
+    with pytest.raises(TrainingStopped, match="its rows are p0, p1, p2, p3"):
+        reward.update(body, settings, data, [0, 1, 2, 3], target, some, 1)
+    body.heads[0].weight.data[0] = before["heads.0.weight"][0]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in body.trained().items())
+
+
+def test_a_gradient_that_is_not_finite_names_its_rows(base, monkeypatch):
+    some = rows(2)
+    settings, body, data, target = begin(base, some)
+    monkeypatch.setattr(reward.losses, "centring", lambda chosen, rejected: (chosen - chosen).sqrt() + 0 * rejected)
+    with pytest.raises(TrainingStopped, match=r"gradient of update 0 is not finite.*its rows are p0, p1"):
+        reward.update(body, settings, data, [0, 1], target, some, 1)
+
+
+def test_points_of_the_curve_lie_evenly_and_end_each_epoch():
+    batches = [[[0]] * 10, [[0]] * 10]
+    assert reward.curve_points(config(), batches) == {10, 20}
+    four = config(validation={"points_per_epoch": 4})
+    assert reward.curve_points(four, batches) == {3, 5, 8, 10, 13, 15, 18, 20}
+    assert reward.curve_points(config(validation={"points_per_epoch": 99}), [[[0]] * 2]) == {1, 2}
+    assert reward.curve_points(config(validation=None), batches) == {10, 20}
+
+
+def test_batches_hold_every_pair_once_an_epoch_and_skip_what_nobody_drew(base):
+    some = rows(6)
+    settings, body, data, target = begin(base, some, epochs=2, batch_pairs=4)
+    epochs = reward.plan(settings, body, data, target.weights)
+    assert [sorted(g for batch in epoch for g in batch) for epoch in epochs] == [list(range(6))] * 2
+    target.weights[1] = 0
+    assert sorted(g for batch in reward.plan(settings, body, data, target.weights)[0] for g in batch) == [0, 2, 3, 4, 5]
+
+
+def test_a_weighted_sum_of_heads_is_a_head():
+    heads = [ScalarHead(8, seed=i) for i in range(2)]
+    heads[1].bias.data.fill_(0.5)
+    states = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    whole = reward.weighted_sum(heads, torch.tensor([2.0, -1.0]))
+    torch.testing.assert_close(whole(states), 2 * heads[0](states) - heads[1](states))
+
+
+def test_the_finished_model_is_centred_head_by_head(base):
+    heads = [{"criterion": "kind"}, {"criterion": "brief", "weight": 0.5}]
+    some = [*rows(3, "kind"), *rows(3, "brief")]
+    settings, body, data, _ = begin(base, some, (0, 1), heads=heads, members=2, members_share="body")
+    for i, head in enumerate(body.heads):
+        head.bias.data.fill_(float(i + 1))
+    model, figures = reward.finished_model(settings, [body], data)
+    scores = reward.all_scores(body, data)  # (N, M, C)
+    reference = torch.cat([scores[data.chosen], scores[data.rejected]])
+    torch.testing.assert_close(reference.mean(dim=0), torch.zeros(2, 2), atol=1e-5, rtol=0)
+    total = (reference @ torch.tensor([1.0, 0.5])).mean(dim=1)
+    assert model.sd == pytest.approx(float(total.std()), rel=1e-5)
+    assert [member.sd for member in model.members] == pytest.approx(
+        [float((reference @ torch.tensor([1.0, 0.5]))[:, m].std()) for m in (0, 1)], rel=1e-5
+    )
+    assert list(model.members[0].heads) == ["kind", "brief"]
+    assert abs(figures["mean_before"]) > 1
+
+
+def test_held_out_figures_say_so_where_nothing_is_held_out():
+    nothing = questions.Rows(rows(1), [], [], 0)
+    assert reward.validate(config(), [], None, nothing) == {"valid": None, "baselines": {}, "difference": {}}
+
+
+def test_traps_and_ablations_are_set_as_asked(base):
+    some = [Pair(**(vars(row) | {"chosen": "One. Two.", "family": f"f{i}"})) for i, row in enumerate(rows(4))]
+    settings, body, data, _ = begin(base, some)
+    model, _ = reward.finished_model(settings, [body], data)
+    tokenizer = ChatTokenizer.load(base)
+
+    def look(**validation):
+        asked = config(base, validation=validation)
+        return reward.look_closer(asked, tokenizer, model, questions.Rows(some, [], [], 0))
+
+    found = look(trap_prompts=2, ablations=3)
+    assert found["traps"]["n"] == 2
+    assert set(found["traps"]["by"]) == set(reward.validation.TRAPS)
+    assert [len(one["sentences"]) for one in found["ablations"]] == [2, 2, 2]
+    assert look(trap_prompts=0, ablations=0) == {}
+
+
+def test_scores_for_traps_are_those_of_the_checkpoint(base):
+    """By another road: the groups that training encodes."""
+    some = rows(3)
+    settings, body, data, _ = begin(base, some, first_layer=1)
+    model, _ = reward.finished_model(settings, [body], data)
+    found = reward.scorer(settings, ChatTokenizer.load(base), model)(
+        [row.messages for row in some], [(row.chosen, row.rejected) for row in some]
+    )
+    raw = reward.all_scores(body, data)[:, 0, 0]
+    expected = torch.stack([raw[data.chosen], raw[data.rejected]], dim=1) / model.sd
+    np.testing.assert_allclose(np.stack(found), expected, atol=1e-4)
+
+
+def test_a_state_brings_back_bodies_optimizer_and_curve(base, tmp_path):
+    some = rows(4)
+    run = RunFolder(tmp_path)
+    settings, first, data, target = begin(base, some, members=2)
+    second = reward.start(settings, first.decoder, [1])
+    reward.update(first, settings, data, [0, 1, 2, 3], target, some, 1)
+    first.update = 1
+    reward.update(second, settings, data, [0, 1], target, some, 2)
+    second.update = 1
+    reward.save([first, second], 1, [{"update": 1}], run)
+    fresh = [reward.start(settings, first.decoder, [m]) for m in (0, 1)]
+    assert reward.restore(fresh, run) == (1, [{"update": 1}])
+    for ours, theirs in zip(fresh, (first, second), strict=True):
+        assert ours.update == theirs.update
+        assert all(torch.equal(tensor, theirs.trained()[name]) for name, tensor in ours.trained().items())
+    assert fresh[1].seen == second.seen
+    np.testing.assert_array_equal(fresh[1].adam.first[0], second.adam.first[0])
+    assert reward.restore(fresh, RunFolder(tmp_path / "empty")) is None

@@ -196,9 +196,9 @@ def test_impossible_sampling_is_refused(options):
 def test_memory_is_given_back_after_a_long_prompt(decoder):
     loop = DecodeLoop(decoder)
     loop.admit([Row([65] * 1500, Sampling(1, seed=1), 0)])
-    long = loop._cache.numel()
+    long = loop._cache._cache.numel()
     loop.admit([Row(PROMPT, Sampling(1, seed=1), 0)])
-    assert loop._cache.numel() < long / 4
+    assert loop._cache._cache.numel() < long / 4
 
 
 def test_common_prefix():

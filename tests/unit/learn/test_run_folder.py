@@ -55,6 +55,19 @@ def test_finished_is_the_manifest(tmp_path):
     assert run.finished
 
 
+def test_what_is_being_done_is_said_as_it_begins(tmp_path):
+    run = RunFolder(tmp_path)
+    clock = Clock(run)
+    with clock.phase("trunk"):
+        assert json.loads(run.progress.read_text()) == {"phase": "trunk", "step": 0, "of": 0}
+        run.announce("trunk", 3, 7)
+        assert json.loads(run.progress.read_text()) == {"phase": "trunk", "step": 3, "of": 7}
+    assert clock.seconds["trunk"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["progress.json"]
+    run.log(1, 2, "train", 0.1)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
 def test_clock_adds_up_phases():
     clock = Clock()
     for _ in range(2):

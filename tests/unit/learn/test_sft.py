@@ -34,3 +34,23 @@ def snapshot(tmp_path):
 def test_rows_of_each_source(snapshot, source, splits, texts):
     config = SFTConfig(snapshot=str(snapshot), base="b", source=source)
     assert sorted(text for _, text in sft.read_rows(config, splits)) == texts
+
+
+def test_every_assistant_turn_is_a_row_with_what_came_before_it(tmp_path):
+    turns = [
+        ("system", "be kind"),
+        ("user", "a?"),
+        ("assistant", "A"),
+        ("user", "b?"),
+        ("assistant", " "),
+        ("user", "c?"),
+    ]
+    messages = tuple({"role": role, "content": text} for role, text in turns)
+    assert sft.turns_of(messages, "C") == [(messages[:2], "A"), (messages, "C")]
+    greeting = ({"role": "assistant", "content": "hello"}, *ASKED)
+    assert sft.turns_of(greeting, "x") == [(greeting, "x")]  # nothing was asked before it
+    rows = [DemonstrationRow(f"d{i}", "f", "train", messages, text, "edit") for i, text in enumerate(("C", "D"))]
+    folder = write_snapshot(tmp_path, [], rows, [], {}, {}).folder
+    for option, texts in (("last", ["C", "D"]), ("all", ["A", "C", "D"])):  # the shared turn once
+        config = SFTConfig(snapshot=str(folder), base="b", turns=option)
+        assert sorted(text for _, text in sft.read_rows(config, ("train",))) == texts

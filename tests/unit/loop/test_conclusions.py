@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from plaudit.domain import Annotation, Verdict
 from plaudit.loop.conclusions import conclude
-from plaudit.stats.aggregate import Votes, dawid_skene
+from plaudit.stats.aggregate import Method, Votes, dawid_skene
 from plaudit.store.annotation import Vote
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -17,7 +18,13 @@ P = Verdict.PREFER
 
 
 def vote(
-    comparison: int, annotator: str, choice: int | None, verdict: Verdict = P, first: int = 0, seconds: float = 3.0
+    comparison: int,
+    annotator: str,
+    choice: int | None,
+    verdict: Verdict = P,
+    first: int = 0,
+    seconds: float = 3.0,
+    strength: int | None = None,
 ) -> Vote:
     """`choice` and `first` are 0 (what was served) or 1."""
     ids = (f"res_{comparison}a", f"res_{comparison}b")
@@ -29,6 +36,7 @@ def vote(
         guideline_id=None,
         verdict=verdict,
         choice=None if choice is None else ids[choice],
+        strength=strength,
         order=ids if first == 0 else ids[::-1],
         seconds=seconds,
         created_at=NOW,
@@ -77,6 +85,37 @@ def test_both_bad_casts_no_vote_and_by_most_makes_no_preference() -> None:
     preferences, report = conclude(cast, {}, "majority", "prj", NOW)
     assert [(one.comparison_id, one.n_votes, one.probability) for one in preferences] == [("cmp_0", 2, 1.0)]
     assert (report.n_both_bad, report.n_comparisons) == (2, 1)
+
+
+@pytest.mark.parametrize("method", ["majority", "dawid-skene", "one-coin"])
+def test_strength_is_weight_and_never_probability(method: Method) -> None:
+    """One crowd as it is, and with strengths: a's votes slight, b's by far, c's clear, d's without a word."""
+    plain = [
+        vote(i, who, int((i * 7 + n) % 5 == 0), first=(i + n) % 2) for i in range(40) for n, who in enumerate("abcd")
+    ]
+    said = {"a": 1, "b": 3, "c": 2, "d": None}
+    strong = [replace(v, annotation=replace(v.annotation, strength=said[v.annotation.annotator_id])) for v in plain]
+    before, _ = conclude(plain, {}, method, "prj", NOW)
+    after, _ = conclude(strong, {}, method, "prj", NOW)
+    assert [one.probability for one in after] == [one.probability for one in before]
+    if method == "majority":
+        assert {one.weight for one in before} == {4.0}
+    only_b = [v if v.annotation.annotator_id != "b" else s for v, s in zip(plain, strong, strict=True)]
+    heavier, _ = conclude(only_b, {}, method, "prj", NOW)
+    assert all(more.weight > one.weight for more, one in zip(heavier, before, strict=True))
+    if method == "majority":
+        assert {one.weight for one in heavier} == {4.5}
+        assert {one.weight for one in after} == {4.0}  # .5 + 1.5 + 1 + 1
+
+
+def test_a_spammers_strength_weighs_nothing() -> None:
+    cast = crowd()
+    loud = [
+        replace(v, annotation=replace(v.annotation, strength=3)) if v.annotation.annotator_id == "guess" else v
+        for v in cast
+    ]
+    before, after = (conclude(votes, {}, "dawid-skene", "prj", NOW)[0] for votes in (cast, loud))
+    assert max(more.weight - one.weight for more, one in zip(after, before, strict=True)) < 0.05
 
 
 def test_a_skip_is_no_vote() -> None:

@@ -86,6 +86,15 @@ def test_sampling_asks_both_models_the_same_questions() -> None:
     assert rows[2]["finished"] == [p.finish_reason == "stop" for p in (pairs[2].first, pairs[2].second)]
 
 
+def test_equal_policies_do_not_draw_equal_answers() -> None:
+    """Ten answers of one policy to one question: each request has a seed of its own, in both arms together. Without a seed none is sent."""
+    prompts = [([{"role": "user", "content": "q"}], "family")] * 5
+    pairs = evaluate.sample_pairs("fake:", "same", "same", prompts, {"max_tokens": 9, "seed": 3})
+    assert len({text for p in pairs for text in (p.first.text, p.second.text)}) == 10
+    unseeded = evaluate.sample_pairs("fake:", "same", "same", prompts, {"max_tokens": 9})
+    assert len({text for p in unseeded for text in (p.first.text, p.second.text)}) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "refuses"),
     [

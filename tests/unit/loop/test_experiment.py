@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from plaudit.domain import (
+    Assignment,
     Completion,
     CompletionStatus,
     Experiment,
@@ -98,6 +99,76 @@ def test_enrolled_users_never_change_arm_when_the_ramp_goes_on() -> None:
     for assignment in large.values():
         assert assignment.release_id == (CANARY.id if assignment.arm == "candidate" else LIVE.id)
         assert (assignment.stage, assignment.assignment_probability, assignment.experiment_id) == (1, 0.5, "exp_1")
+
+
+def one_of_each() -> dict[str, str]:
+    """A user who is in `candidate` or `control` from the first stage on, and one who comes into each only at the second (`later ...`)."""
+    found: dict[str, str] = {}
+    for user in (f"user-{i}" for i in range(500)):
+        now, next_stage = experiment.assign(config(0), user).arm, experiment.assign(config(1), user).arm
+        found.setdefault(now or f"later {next_stage}", user)
+    return found
+
+
+def test_a_conversation_stays_when_the_ramp_reaches_its_user_and_both_arms_leave_it_out() -> None:
+    """Only the candidate's conversations would change their release; if only those were left out, arms would count different things."""
+    users = one_of_each()
+    start = experiment.assign(config(0), users["later candidate"])
+    assert start == Assignment(LIVE.id)
+    for arm in ("candidate", "control"):
+        assert experiment.assign(config(1), users[f"later {arm}"], start) == Assignment(LIVE.id)
+        assert experiment.assign(config(1), users[f"later {arm}"]).arm == arm  # a new conversation
+
+
+def test_a_conversation_stays_whoever_speaks_and_counts_for_the_arm_that_it_began_in() -> None:
+    users = one_of_each()
+    for arm, home in (("candidate", CANARY.id), ("control", LIVE.id)):
+        began = experiment.assign(config(0), users[arm])
+        assert (began.release_id, began.arm) == (home, arm)
+        other = users["control" if arm == "candidate" else "candidate"]
+        for speaker in (None, other, users["later candidate"]):
+            assert experiment.assign(config(0), speaker, began) == Assignment(home)
+        later = experiment.assign(config(1), users[arm], began)
+        assert (later.release_id, later.arm, later.stage) == (home, arm, 1)
+
+
+def test_a_conversation_without_a_user_stays_outside_the_analysis() -> None:
+    users, began = one_of_each(), experiment.assign(config(0), None)
+    for speaker in (None, users["candidate"], users["control"]):
+        assert experiment.assign(config(0), speaker, began) == Assignment(LIVE.id)
+
+
+def test_a_conversation_moves_when_its_release_is_not_served_any_more() -> None:
+    users = one_of_each()
+    in_candidate = experiment.assign(config(0), users["candidate"])
+    assert experiment.assign(ServingConfig(8, LIVE), users["candidate"], in_candidate) == Assignment(
+        LIVE.id
+    )  # rolled back
+    assert experiment.assign(ServingConfig(8, CANARY), None, Assignment(LIVE.id)) == Assignment(CANARY.id)  # promoted
+
+
+def test_how_a_conversation_began_is_its_first_turn(store: Store) -> None:
+    assert experiment.began(store, P, "cnv_1") is None
+    for release_id, arm in ((CANARY.id, "candidate"), (LIVE.id, None)):
+        turn = Interaction(
+            id=new_id(Interaction),
+            project_id=P,
+            conversation_id="cnv_1",
+            turn=1,
+            actor=None,
+            messages=({"role": "user", "content": "hi"},),
+            family="f",
+            prompt_sha256="",
+            source=InteractionSource.GATEWAY,
+            release_id=release_id,
+            served_release_id=release_id,
+            experiment_id="exp_1" if arm else None,
+            arm=arm,
+            created_at=NOW,
+        )
+        store.add(turn)
+    assert experiment.began(store, P, "cnv_1") == Assignment(CANARY.id, "exp_1", "candidate")
+    assert experiment.began(store, "prj_other", "cnv_1") is None
 
 
 def test_a_config_knows_the_releases_that_it_assigns() -> None:

@@ -30,6 +30,7 @@ from plaudit.errors import BadInput
 from plaudit.loop import monitor
 from plaudit.loop.monitor import AlertRule, Direction
 from plaudit.store.database import Store, open_store
+from plaudit.store.monitoring import Act
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -399,13 +400,77 @@ def test_unhappy_traffic_fires_and_happy_traffic_resolves(store: Store) -> None:
     assert monitor.evaluate_rules(store, P, NOW + 7 * MINUTE) == []
 
 
-def test_a_burst_of_feedback_blocks(store: Store) -> None:
-    for number in range(3):
-        window(store, number, n=200, spoken=20)
-        monitor.evaluate_rules(store, P, NOW + (number + 1) * MINUTE)
-    window(store, 3, n=200, spoken=160)
-    changed = monitor.evaluate_rules(store, P, NOW + 4 * MINUTE)
-    assert [(a.rule, a.severity, a.blocking) for a in changed] == [("feedback_burst", "critical", True)]
+def bursting(store: Store, number: int, acts: list[Feedback], n: int = 100) -> list[tuple[str, str]]:
+    """A window of n different users who say one thing each, and these acts: the alerts of the burst rule that change."""
+    start = NOW + number * MINUTE
+    quiet = [row for i in range(n) for row in turn(start + timedelta(seconds=i / 10), f"u{number}-{i}", up=i % 2 == 0)]
+    store.add(*quiet, *acts)
+    monitor.measure(store, P, start, start + MINUTE)
+    changed = monitor.evaluate_rules(store, P, start + MINUTE)
+    return [(a.severity, str(a.state)) for a in changed if a.rule == "feedback_burst"]
+
+
+def by_one(number: int, n: int, apart_s: float, answers: int = 10_000) -> list[Feedback]:
+    """n thumbs of one actor in window `number`, so far apart, on so many answers in turn."""
+    start = NOW + number * MINUTE
+    return [thumb(f"int_{i % answers}", "eager", True, start + timedelta(seconds=i * apart_s)) for i in range(n)]
+
+
+def test_many_users_who_speak_at_once_are_no_burst(store: Store) -> None:
+    """Little feedback, then eight times as much, of people who say one or two things each: what a ramp or late feedback looks like."""
+    rng = np.random.default_rng(3)
+    for number, speaking in enumerate([0.1, 0.1, 0.1, 0.8, 0.8]):
+        start = NOW + number * MINUTE
+        rows: list[object] = []
+        for i in range(300):
+            at = start + timedelta(seconds=float(rng.uniform(0, 30)))
+            said = turn(at, f"u{number}-{i}", up=bool(rng.random() < 0.6) if rng.random() < speaking else None)
+            if isinstance(said[-1], Feedback) and rng.random() < 0.3:  # second thoughts, some within the same second
+                later = at + timedelta(seconds=float(rng.uniform(0, 5)))
+                said.append(thumb(said[-1].interaction_id, f"u{number}-{i}", False, later))
+            rows += said
+        store.add(*rows)
+        found = monitor.measure(store, P, start, start + MINUTE)
+        changed = monitor.evaluate_rules(store, P, start + MINUTE)
+        assert [alert.rule for alert in changed if alert.blocking] == []
+        assert value(found, "feedback_burst_fraction").value == 0.0
+    assert value(found, "feedback_rate_change").value > 1.0  # what the rule looked at once
+
+
+@pytest.mark.parametrize(
+    ("apart_s", "answers"),
+    [
+        pytest.param(0.1, 10_000, id="sub-second clicks"),
+        pytest.param(0.05, 1, id="one answer again and again"),
+        pytest.param(0.09, 2, id="two in turn"),
+    ],
+)
+def test_one_actors_burst_blocks_and_is_resolved(store: Store, apart_s: float, answers: int) -> None:
+    assert bursting(store, 0, []) == []
+    assert bursting(store, 1, by_one(1, 150, apart_s, answers)) == [("warning", "firing")]
+    assert bursting(store, 2, by_one(2, 600, apart_s, answers)) == [("critical", "firing")]
+    assert [alert.blocking for alert in monitor.open_alerts(store, P)] == [True]
+    assert bursting(store, 3, []) == [("critical", "resolved")]
+
+
+def test_the_edges_of_a_burst() -> None:
+    def n(acts: list[Feedback]) -> int:
+        return sum(monitor.in_bursts([Act(one.actor, one.interaction_id, one.created_at) for one in acts]))
+
+    assert n(by_one(0, 10, 2.0)) == 0  # ten in a minute are still a person
+    assert n(by_one(0, 11, 2.0)) == 11
+    assert n(by_one(0, 11, 6.0)) == 0  # the eleventh comes when the minute is over
+    assert n([*by_one(0, 5, 2.0), *by_one(1, 11, 2.0)]) == 11  # those before the burst are not of it
+    assert n(by_one(0, 2, 0.9)) == 1  # the second click, on another answer
+    assert n(by_one(0, 2, 1.0)) == 0
+    assert n(by_one(0, 5, 0.1, answers=1)) == 0  # a thumb that changes its mind
+    nobody = [Act(None, f"int_{i}", NOW) for i in range(50)]
+    assert sum(monitor.in_bursts(nobody)) == 0
+
+
+def test_signals_of_a_page_are_no_burst(store: Store) -> None:
+    acts = [replace(act, kind=FeedbackKind.SIGNAL, value={"name": "copy"}) for act in by_one(0, 500, 0.05)]
+    assert bursting(store, 0, acts) == []
 
 
 def test_the_shipped_rules_are_ordered_as_their_direction_says() -> None:

@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 
+from plaudit import backends
 from plaudit.domain import (
     Alert,
     AlertState,
+    Assignment,
     Checkpoint,
     Comparison,
+    CompletionStatus,
     Evaluation,
     Experiment,
     ExperimentState,
@@ -27,9 +30,11 @@ from plaudit.domain import (
     Purpose,
     Release,
     ReleaseState,
+    Response,
     ResponseText,
     Run,
     RunState,
+    TrainingUse,
     new_id,
     utc_now,
 )
@@ -57,7 +62,7 @@ else:
     assert pathlib.Path(config["snapshot"], "manifest.json").is_file()
     (folder / "checkpoint").mkdir(exist_ok=True)
     (folder / "checkpoint" / "weights").write_text(program)
-    artifacts.finish(folder / "checkpoint", "checkpoint", {"program": program})
+    artifacts.finish(folder / "checkpoint", "checkpoint", {"checkpoint_kind": "reward" if program == "reward" else "policy"})
 (folder / "result.json").write_text("{}")
 with open(folder / "metrics.jsonl", "a") as f: f.write(json.dumps({"step": 1, "of": 1, "phase": program, "seconds": 0}) + "\\n")
 """
@@ -343,3 +348,42 @@ def test_the_verdict_decides_whether_the_candidate_may_meet_users(store: Store, 
     )
     with pytest.raises(Refused, match=r"win rate 0\.000"):
         release.to_canary(store, project.id, report.outputs["candidate"]["release_id"], "op", utc_now())
+
+
+def test_traffic_is_asked_about_once_and_as_it_was_answered(
+    store: Store, project: Project, chat: Callable[..., Interaction], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = release.register_base(store, project.id, "base", "fake:", utc_now())
+    used = {"temperature": 0.4, "max_tokens": 7, "seed": 3, "n": 2, "stream": True, "model": "plaudit", "top_p": None}
+    served = {"assignment": Assignment(live.id), "sampling": used}
+    good = [chat(question=f"question {i}", **served) for i in range(5)]
+    chat(question="not to be trained on", **(served | {"training_use": TrainingUse.UNKNOWN}))
+    chat(question="broken", **served, status=CompletionStatus.ERROR)
+    chat(question="of another release", **(served | {"assignment": Assignment("rel_other")}))
+    sent: list[dict[str, Any]] = []
+    real = backends.complete_many
+
+    def spy(url: str, requests: list[dict[str, Any]], **more: Any) -> Any:
+        sent.extend(requests)
+        return real(url, requests, **more)
+
+    monkeypatch.setattr(backends, "complete_many", spy)
+    first = pipeline.plan_traffic(store, project.id, 3, batch="b", overlap=2, now=utc_now())
+    assert (len(first.comparisons), first.skipped) == (3, {})
+    assert {(one.purpose, one.overlap, one.batch) for one in first.comparisons} == {(Purpose.TRAINING, 2, "b")}
+    for request in sent:
+        assert {name: request[name] for name in ("temperature", "max_tokens", "n", "model")} == {
+            "temperature": 0.4, "max_tokens": 7, "n": 1, "model": "base",
+        }  # fmt: skip
+        assert "top_p" not in request
+    assert 3 not in {request["seed"] for request in sent}
+    assert len({request["seed"] for request in sent}) == 3
+    one = first.comparisons[0]
+    shown, second = (store.get(Response, id) for id in one.response_ids)
+    assert (shown.origin, second.origin, second.interaction_id) == ("served", "sampled", one.interaction_id)
+    rest = pipeline.plan_traffic(store, project.id, 50, batch="b", overlap=2, now=utc_now())
+    about = [one.interaction_id for one in (*first.comparisons, *rest.comparisons)]
+    assert sorted(about) == sorted(one.id for one in good)
+    assert pipeline.plan_traffic(store, project.id, 50, batch="c", overlap=2, now=utc_now()).comparisons == ()
+    with pytest.raises(BadInput, match="n is 0"):
+        pipeline.plan_traffic(store, project.id, 0, batch="b", overlap=2, now=utc_now())

@@ -252,18 +252,39 @@ def test_upstreams_hold_what_serves_and_the_way_back(store: Store, tmp_path: Pat
     assert {r.id for r, _ in release.to_load(store, P)} == {first.id, second.id, third.id}
 
 
-def test_a_damaged_checkpoint_is_left_out_unless_it_is_live(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["gone", "of a newer Plaudit", "unreadable"])
+def test_whatever_is_wrong_with_a_candidate_it_is_left_out(store: Store, tmp_path: Path, monkeypatch, how: str) -> None:
+    waiting = candidate(store, tmp_path)
+    manifest = Path(store.get(Checkpoint, waiting.checkpoint_id or "").folder) / artifacts.MANIFEST
+    if how == "gone":
+        manifest.unlink()
+    elif how == "unreadable":
+        monkeypatch.setattr(artifacts, "sha256_file", lambda path: Path("/dev/null/none").read_bytes())
+    else:
+        manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 99'))
+        assert "99" in manifest.read_text()
+    assert release.to_load(store, P) == []
+    assert [r.id for r, _ in release.damaged(store, P)] == [waiting.id]
+
+
+def test_a_damaged_checkpoint_is_left_out_unless_it_is_live(store: Store, tmp_path: Path, caplog) -> None:
     served = promoted(store, tmp_path)
     waiting = candidate(store, tmp_path)
 
     def damage(of: Release) -> None:
         (Path(store.get(Checkpoint, of.checkpoint_id or "").folder) / "adapter.bin").write_text("x")
 
+    assert release.damaged(store, P) == []
     damage(waiting)
-    assert [r.id for r, _ in release.to_load(store, P)] == [served.id]
+    with caplog.at_level("WARNING", "plaudit.release"):
+        assert [r.id for r, _ in release.to_load(store, P)] == [served.id]
+    assert f"{waiting.id} (candidate) is not loaded" in caplog.text
+    assert [r.id for r, _ in release.damaged(store, P)] == [waiting.id]
     damage(served)
-    with pytest.raises(Corrupt):
+    with pytest.raises(Corrupt, match=rf"{served.id} .* restore .* `plaudit release rollback {served.id}`"):
         release.to_load(store, P)
+    release.roll_back(store, P, "op", "its checkpoint is damaged", NOW, served.id)
+    assert release.to_load(store, P) == []  # the base answers, which has no checkpoint
 
 
 def test_a_lost_race_changes_nothing(store: Store, tmp_path: Path) -> None:

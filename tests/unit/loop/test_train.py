@@ -62,7 +62,7 @@ def run(
     store: Store,
     tmp_path: Path,
     program: tuple[str, ...],
-    step: train.Step = "reward",
+    step: str = "reward",
     key: str | None = "k" * 20,
     **config,
 ):

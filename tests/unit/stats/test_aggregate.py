@@ -216,6 +216,8 @@ def test_encode_votes_keeps_names():
         lambda: Votes(np.array([0.5]), np.array([0]), np.array([0]), 2),
         lambda: Votes(np.array([], dtype=int), np.array([], dtype=int), np.array([], dtype=int), 2),
         lambda: Votes(np.array([0]), np.array([0]), np.array([0]), 2, np.array([3])),
+        lambda: Votes(np.array([0]), np.array([0]), np.array([0]), 2, weight=np.array([1.0, 1.0])),
+        lambda: Votes(np.array([0]), np.array([0]), np.array([0]), 2, weight=np.array([-1.0])),
         lambda: aggregate.encode_votes(["a"], ["w"], ["only"]),
         lambda: aggregate.encode_votes(["a"], ["w"], []),
         lambda: aggregate.aggregate(crowd(0, 20, 5)[0], "vote"),

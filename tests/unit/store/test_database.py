@@ -11,8 +11,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from plaudit.domain import Person, Project, Run, RunState, new_id
-from plaudit.errors import BadInput, Conflict, NotFound, Unavailable
+from plaudit.domain import Person, Project, Release, ReleaseState, Run, RunState, new_id
+from plaudit.errors import BadInput, Conflict, Corrupt, NotFound, Unavailable
 from plaudit.store import database
 from plaudit.store.database import Store, open_store
 
@@ -190,6 +190,50 @@ def test_a_url_that_is_none_is_refused_and_folders_are_made(tmp_path: Path) -> N
     deep = tmp_path / "a" / "b" / "store.sqlite"
     open_store(f"sqlite:///{deep}").close()
     assert deep.is_file()
+
+
+def test_a_file_that_is_no_database_is_one_sentence_and_stays_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "store.sqlite"
+    file.write_bytes(b"this is not a database " * 100)
+    with pytest.raises(Corrupt, match=rf"^{file} is no SQLite database .* backup, or move it away"):
+        open_store(f"sqlite:///{file}")
+    assert file.read_bytes() == b"this is not a database " * 100
+
+
+def test_a_database_whose_pages_are_broken_is_named(store: Store, url: str, tmp_path: Path) -> None:
+    store.add(*(somebody(str(number)) for number in range(200)))
+    store.close()
+    file = tmp_path / "store.sqlite"
+    kept = file.read_bytes()
+    file.write_bytes(kept[:4096] + b"\xff" * (len(kept) - 4096))  # the header and the schema's first page stay
+    with pytest.raises(Corrupt, match=r"store\.sqlite is no SQLite"):
+        open_store(url).find(Person)
+
+
+def release(state: ReleaseState, project_id: str = "prj") -> Release:
+    return Release(
+        id=new_id(Release),
+        project_id=project_id,
+        checkpoint_id=None,
+        model="m",
+        upstream="fake:",
+        state=state,
+        created_at=NOW,
+        state_at=NOW,
+    )
+
+
+def test_a_project_has_one_live_release_whoever_writes(store: Store) -> None:
+    waiting = release(ReleaseState.CANARY)
+    live, live_state = release(ReleaseState.LIVE), {"state": ReleaseState.CANARY}
+    store.add(live, waiting, release(ReleaseState.RETIRED), release(ReleaseState.RETIRED))
+    store.add(release(ReleaseState.LIVE, "prj_2"))
+    with pytest.raises(Conflict, match="Release"):
+        store.add(release(ReleaseState.LIVE))
+    with pytest.raises(Conflict, match=f"{waiting.id} would be the second"):
+        store.change(Release, waiting.id, live_state, state=ReleaseState.LIVE)
+    store.change(Release, live.id, state=ReleaseState.RETIRED)
+    assert store.change(Release, waiting.id, live_state, state=ReleaseState.LIVE).state == ReleaseState.LIVE
 
 
 def test_a_project_is_reopened_with_its_rows(url: str) -> None:

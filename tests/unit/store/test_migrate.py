@@ -116,6 +116,27 @@ def test_rows_survive(connection: sa.Connection, start: int) -> None:
             assert {k: v for k, v in old.items() if (table, k) not in rewritten}.items() <= new.items()
 
 
+def test_0002_leaves_the_newest_of_two_live_releases_live(connection: sa.Connection) -> None:
+    migrations.migrate(connection, 1)
+    fill(connection)
+    for key, project, state in (
+        ("rel_1", "a", "live"),
+        ("rel_2", "a", "live"),
+        ("rel_3", "a", "live"),
+        ("rel_4", "a", "canary"),
+        ("rel_5", "b", "live"),
+    ):
+        connection.execute(
+            sa.text(
+                "INSERT INTO releases (id, project_id, model, upstream, state, created_at, state_at) VALUES (:id, :p, 'm', 'u', :s, 1, 1)"
+            ),
+            {"id": key, "p": project, "s": state},
+        )
+    migrations.migrate(connection)
+    found = connection.execute(sa.text("SELECT id, state FROM releases WHERE id LIKE 'rel%' ORDER BY id"))
+    assert [row[1] for row in found] == ["retired", "retired", "live", "canary", "live"]
+
+
 def test_migrating_twice_changes_nothing(connection: sa.Connection) -> None:
     migrations.migrate(connection)
     before = shape(connection)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-HEAVY = ("torch", "sklearn", "pyarrow", "altair", "transformers", "openai", "pandas", "matplotlib")
+HEAVY = ("torch", "sklearn", "pyarrow", "altair", "transformers", "openai", "pandas", "matplotlib", "scipy.stats")
 
 PROGRAM = f"""
 import sys

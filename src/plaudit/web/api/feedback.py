@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from plaudit.domain import Assignment, utc_now
 from plaudit.errors import BadInput
-from plaudit.loop import collect, experiment
+from plaudit.loop import collect
 from plaudit.web.access import key_of
 from plaudit.web.door import door_of, read_json
 from plaudit.web.problems import json_response
@@ -21,7 +21,9 @@ async def log_interaction(request: Request) -> Response:
     body = await read_json(request)
     assignment: Assignment | None = None
     if isinstance(body.get("user"), str) and body.get("release_id"):
-        assignment = experiment.assign((await door.configs.current(project_id)).config, body["user"])
+        spoken = body.get("conversation_id")
+        serving = await door.configs.current(project_id)
+        assignment = await door.configs.assign(serving, body["user"], spoken if isinstance(spoken, str) else None)
     interaction = await door.run(collect.log_interaction, door.store, project_id, body, utc_now(), assignment)
     return json_response({"id": interaction.id}, 201)
 
@@ -40,16 +42,17 @@ async def record_feedback(request: Request) -> Response:
 
 
 async def assignment(request: Request) -> Response:
-    """GET /v1/assignment?user=U, for applications that call the model themselves."""
+    """GET /v1/assignment?user=U&conversation_id=C, for applications that call the model themselves; without C a new conversation."""
     user = request.query_params.get("user")
     if not user:
         raise BadInput("The query parameter `user` is missing: the pseudonym of the end user.")
-    config = (await door_of(request).configs.current(key_of(request).project_id)).config
-    assigned = experiment.assign(config, user)
+    configs = door_of(request).configs
+    serving = await configs.current(key_of(request).project_id)
+    assigned = await configs.assign(serving, user, request.query_params.get("conversation_id"))
     return json_response(
         {
             "release_id": assigned.release_id,
-            "model": config.release(assigned.release_id).model,
+            "model": serving.config.release(assigned.release_id).model,
             "experiment_id": assigned.experiment_id,
             "arm": assigned.arm,
         }

@@ -1,9 +1,10 @@
 """The gateway: OpenAI's chat completions, each recorded as an Interaction whose id is the completion's id.
 
 The stub row is durable before the first byte of an answer (its commit and the upstream call start together); the end of the answer is
-durable before `[DONE]`, or before a whole answer is sent. The release is chosen by who asks, not by the `model` of the request: any name is
-accepted, and the answer says which model spoke. A candidate that fails before its first byte is stood in for by the live release; the
-Interaction keeps both the assigned and the served one. A client that leaves cancels the generation, and what it got is recorded.
+durable before `[DONE]`, or before a whole answer is sent. The release is chosen by who asks and by how the conversation began, not by the
+`model` of the request: any name is accepted, and the answer says which model spoke. A candidate that fails before its first byte is stood
+in for by the live release; the Interaction keeps both the assigned and the served one. A client that leaves cancels the generation, and what
+it got is recorded.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from plaudit.backends import Backend
 from plaudit.domain import CompletionStatus, Interaction, ResponseText, TrainingUse, utc_now
 from plaudit.errors import PlauditError, UpstreamError
 from plaudit.loop import body as fields
-from plaudit.loop import collect, experiment
+from plaudit.loop import collect
 from plaudit.loop.collect import MAX_NAME_CHARS
 from plaudit.openai_protocol import ChatRequest, Gathered, Json
 from plaudit.web.access import key_of
@@ -51,7 +52,7 @@ async def chat_completions(request: Request) -> Response:
     body = await read_json(request)
     asked = protocol.parse_chat_request(body)
     serving = await door.configs.current(key_of(request).project_id)
-    turn = Turn(door, serving, asked)
+    turn = Turn(door, serving, asked, await begin(door, serving, asked))
     headers = {"x-plaudit-interaction": turn.interaction.id}
     try:
         if asked.stream:
@@ -73,22 +74,23 @@ class EventStream(StreamingResponse):
             await super().stream_response(send)
 
 
-def begin(serving: Serving, asked: ChatRequest) -> Interaction:
+async def begin(door: Door, serving: Serving, asked: ChatRequest) -> Interaction:
     """The stub of this turn. Raises BadInput for a malformed `plaudit` object."""
     extension = fields.checked(asked.extension, "`plaudit`", EXTENSION)
     actor = fields.text({"user": asked.user}, "user", max_chars=MAX_NAME_CHARS)
+    conversation_id = fields.text(extension, "conversation_id", max_chars=MAX_NAME_CHARS)
     return collect.begin_interaction(
         serving.project,
         messages=asked.messages,
         actor=actor,
-        conversation_id=fields.text(extension, "conversation_id", max_chars=MAX_NAME_CHARS),
+        conversation_id=conversation_id,
         family=fields.text(extension, "family", max_chars=MAX_NAME_CHARS),
         training_use=fields.member(
             extension, "training_use", TrainingUse, default=serving.project.training_use_default
         ),
         attributes=fields.attributes(extension),
         sampling=asked.sampling(),
-        assignment=experiment.assign(serving.config, actor),
+        assignment=await door.configs.assign(serving, actor, conversation_id),
         config_version=serving.config.version,
         now=utc_now(),
     )
@@ -97,8 +99,8 @@ def begin(serving: Serving, asked: ChatRequest) -> Interaction:
 class Turn:
     """One request on its way: asked of a release, gathered as it comes, recorded at its end whatever that is."""
 
-    def __init__(self, door: Door, serving: Serving, asked: ChatRequest) -> None:
-        self.interaction = begin(serving, asked)
+    def __init__(self, door: Door, serving: Serving, asked: ChatRequest, interaction: Interaction) -> None:
+        self.interaction = interaction
         live = serving.config.live
         assigned = serving.config.release(self.interaction.release_id or live.id)
         self._releases = [assigned] if assigned.id == live.id else [assigned, live]

@@ -1,0 +1,534 @@
+"""Guards: what watches a policy, rollout by rollout, for signs that it fools its reward. Page: docs/guards.md (signals 1, 2, 4, 7, 8, 11-13).
+
+A rollout is a sample of some dozens of responses, so a limit alone would alarm on noise. A guard's condition holds in a rollout where its figure
+is past the limit *and*, if it is a difference from the first rollout (whose policy is the reference), that difference is beyond what two
+rollouts of one policy show: a t test on prompt means, `SURE`. It fires where that holds in `patience` rollouts in a row.
+
+experience.py calls, in this order: `load`; `restore` where it resumes; after each rollout `look`; `state` into what it saves; at the
+end `result` and `card`. Here nothing stops and no weights move: `look` says which guards alarm, experience.py acts.
+Left out: the overoptimisation fit (signal 3), which wants a spread of KL that a short run does not have.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from plaudit import artifacts
+from plaudit.errors import ConfigError
+from plaudit.learn import checkpoint
+from plaudit.learn.answers import Messages
+from plaudit.learn.configs import Guard, GuardsConfig, KLConfig, Limits
+from plaudit.learn.nets import Decoder
+from plaudit.learn.rewards import RewardModel
+from plaudit.learn.validation import TRAPS, trap_texts
+from plaudit.stats.diversity import repetition_fraction
+from plaudit.stats.intervals import normal_quantile, t_quantile
+
+Floats = NDArray[np.float64]
+Json = dict[str, Any]
+Score = Callable[[Sequence[Messages], Sequence[Sequence[str]]], list[Floats]]  # prompts, texts to each -> their scores
+
+GUARDS: tuple[Guard, ...] = get_args(Guard)
+LEVELS = ("ok", "warn", "critical")
+SURE = 0.99  # two-sided confidence of a difference between two rollouts
+OUTLIER_QUANTILE, OUTLIERS_NEED = 0.999, 1000  # responses of a first rollout that have such a quantile
+FORMATS = {
+    "markdown": re.compile(r"^#{1,6} |```|^\|.*\|$|\[[^\]\n]+\]\([^)\n]+\)", re.MULTILINE),
+    "list": re.compile(r"^\s*([-*\u2022]|\d+[.)]) ", re.MULTILINE),
+    "bold": re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__"),
+    "hedge": re.compile(
+        r"\b(perhaps|maybe|might|possibly|probably|it depends|i think|i believe|it seems|not sure|could be)\b",
+        re.IGNORECASE,
+    ),
+    "exclamation": re.compile("!"),
+    "as_an_ai": re.compile(r"\bas an? (ai|artificial intelligence|(large )?language model)\b", re.IGNORECASE),
+}
+FORMAT_FIGURES = (*FORMATS, "repetition")
+SAYS: dict[Guard, str] = {
+    "kl": "the KL to the policy that the run started from reached {kl_share:.0%} of its budget",
+    "kl_base": "the KL to the base reached {kl_base_share:.0%} of its budget",
+    "gold": "the score rose by {score_gain:.2f} sd while the judge moved by {gold_gain:.2f}, to {gold_below_peak:.1f} standard errors below "
+    "its peak",
+    "disagreement": "the reward's members disagree {disagreement_ratio:.2f} times as much as on the first rollout",
+    "length_change": "responses are {length_change:.0%} longer than in the first rollout",
+    "length_correlation": "score and length of a response have a rank correlation of {length_correlation:.2f}",
+    "length_share": "longer responses explain {length_share:.0%} of the score's gain",
+    "format": "a format figure is {format_ratio:.1f} times that of the first rollout ({format_worst})",
+    "diversity": "diversity fell by {diversity_drop:.0%} ({diversity_worst})",
+    "outliers": "{outlier_fraction:.0%} of the scores are above the first rollout's {outlier_quantile}",
+    "traps": "texts that ought to score low do not: {traps_named}",
+}
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A rollout as guards see it: N responses in groups of one prompt each, and figures of each response.
+
+    figures: score, tokens, kl; where there are any kl_base, gold (the judge's), disagreement, entropy; and the FORMAT_FIGURES.
+    """
+
+    group: list[int]  # (N,)
+    ids: list[list[int]]  # N
+    figures: dict[str, list[float]]  # name -> (N,)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean of a figure over a rollout, with its standard error over prompts and that error's degrees of freedom."""
+
+    value: float
+    se: float
+    df: int
+
+
+@dataclass(frozen=True)
+class Trend:
+    """The judge beside the score, both in sd of the first rollout and 0 there."""
+
+    step: int
+    gold: Mean
+    score: Mean
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one rollout says by itself: figures (logged as guard_<name>), and 0 ok, 1 warn, 2 critical for each guard that is watching."""
+
+    figures: dict[str, float]
+    levels: dict[Guard, int]
+    words: dict[str, str] = field(default_factory=dict)  # names that SAYS asks for beside figures
+
+
+# --- what is counted --------------------------------------------------------------------------------------------------------
+
+
+def text_figures(texts: Sequence[str], ids: Sequence[Sequence[int]]) -> dict[str, list[float]]:
+    """Format of each response: 1 where a pattern occurs, and the share of repeated 4-grams of tokens.   N -> name -> (N,)"""
+    found = {name: [float(pattern.search(text) is not None) for text in texts] for name, pattern in FORMATS.items()}
+    return found | {"repetition": [repetition_fraction(one) for one in ids]}
+
+
+def mean_of(values: Sequence[float] | Floats, group: Sequence[int]) -> Mean:
+    """Mean with the standard error over prompts, whose responses are no independent evidence; over responses where there is one prompt."""
+    y, of = np.asarray(values, dtype=np.float64), np.asarray(group)
+    names = np.unique(of)
+    parts = np.array([y[of == name].mean() for name in names]) if len(names) > 1 else y
+    if len(parts) < 2:
+        return Mean(float(y.mean()), math.inf, 1)
+    return Mean(float(y.mean()), float(parts.std(ddof=1) / len(parts) ** 0.5), len(parts) - 1)
+
+
+def rises(now: Mean, first: Mean, among: int = 1) -> bool:
+    """Whether a mean is above another beyond noise; as one of several figures that one guard looks at, by Bonferroni."""
+    gain = now.value - first.value
+    quantile = t_quantile(1 - (1 - SURE) / among, now.df + first.df)
+    return gain > 0 and gain > quantile * math.hypot(now.se, first.se)
+
+
+def distinct(ids: Sequence[Sequence[int]], group: Sequence[int], n: int, n_tokens: int) -> Mean:
+    """Distinct n-grams over all n-grams (Li et al. 2016) of the first parts of all responses, `n_tokens` tokens in all, since the figure
+    falls as text gets longer. Its standard error is the jackknife's over prompts."""
+    total = sum(map(len, ids))
+    owner: dict[tuple[int, ...], int] = {}
+    sizes: dict[int, int] = dict.fromkeys(group, 0)
+    for tokens, of in zip(ids, group, strict=True):
+        part = tokens[: math.ceil(len(tokens) * n_tokens / total)]
+        grams = list(zip(*(part[i:] for i in range(n)), strict=False))
+        sizes[of] += len(grams)
+        for gram in grams:
+            owner[gram] = of if owner.get(gram, of) == of else -1
+    count = sum(sizes.values())
+    if not count:
+        return Mean(0.0, math.inf, 1)
+    alone = dict.fromkeys(sizes, 0)  # n-grams that only this prompt's responses have
+    for of in owner.values():
+        if of >= 0:
+            alone[of] += 1
+    without = [(len(owner) - alone[of]) / (count - sizes[of]) for of in sizes if count > sizes[of]]
+    k = len(without)
+    se = float(np.std(without)) * (k - 1) ** 0.5 if k > 1 else math.inf
+    return Mean(len(owner) / count, se, max(k - 1, 1))
+
+
+def level(value: float, limits: Limits | None, sure: bool = True) -> int:
+    """0, 1 or 2: within the limits, past the first, past the second."""
+    if limits is None or not sure:
+        return 0
+    warn, critical = limits
+    if critical is not None and value > critical:
+        return 2
+    return int(warn is not None and value > warn)
+
+
+# --- one rollout against the first ------------------------------------------------------------------------------------------
+
+
+def read(config: GuardsConfig, budgets: KLConfig, first: Sampled, now: Sampled, trends: Sequence[Trend]) -> Reading:
+    """All guards but traps on one rollout. `trends` are those of all rollouts so far, this one's the last; empty without a judge."""
+    parts = [_kl(config, budgets, now), _lengths(config, first, now), _format(config, first, now)]
+    parts += [_diversity(config, first, now), _outliers(config, first, now)]
+    if trends and config.gold is not None:
+        parts.append(_gold(config.gold, trends))
+    if "disagreement" in now.figures:
+        one, other = (mean_of(some.figures["disagreement"], some.group) for some in (now, first))
+        ratio = one.value / other.value if other.value > 0 else 1.0
+        parts.append(
+            Reading(
+                {"disagreement_ratio": ratio}, {"disagreement": level(ratio, config.disagreement, rises(one, other))}
+            )
+        )
+    whole = Reading({}, {})
+    for part in parts:
+        whole = Reading(whole.figures | part.figures, whole.levels | part.levels, whole.words | part.words)
+    on = {name: found for name, found in whole.levels.items() if getattr(config, name) is not None}
+    return Reading(whole.figures, on, whole.words)
+
+
+def _kl(config: GuardsConfig, budgets: KLConfig, now: Sampled) -> Reading:
+    figures: dict[str, float] = {}
+    levels: dict[Guard, int] = {}
+    if budgets.budget is not None:
+        figures["kl_share"] = float(np.mean(now.figures["kl"])) / budgets.budget
+        levels["kl"] = level(figures["kl_share"], config.kl)
+    if "kl_base" in now.figures and budgets.base_budget is not None:
+        figures["kl_base"] = float(np.mean(now.figures["kl_base"]))
+        figures["kl_base_share"] = figures["kl_base"] / budgets.base_budget
+        levels["kl_base"] = level(figures["kl_base_share"], config.kl_base)
+    return Reading(figures, levels)
+
+
+def trend(step: int, first: Sampled, now: Sampled) -> Trend:
+    """Judge and score of a rollout, each minus its mean and over its sd on the first rollout's responses."""
+
+    def standard(name: str) -> Mean:
+        of = np.asarray(first.figures[name])
+        return mean_of((np.asarray(now.figures[name]) - of.mean()) / (of.std() or 1.0), now.group)
+
+    return Trend(step, standard("gold"), standard("score"))
+
+
+def peak(trends: Sequence[Trend]) -> Trend:
+    """Where the judge liked the policy best, the earliest of equals."""
+    return max(trends, key=lambda one: one.gold.value)
+
+
+def _gold(limits: Limits, trends: Sequence[Trend]) -> Reading:
+    warn, critical = limits
+    start, now, best = trends[0], trends[-1], peak(trends)
+    gold, score = now.gold.value - start.gold.value, now.score.value - start.score.value
+    spread = math.hypot(now.gold.se, best.gold.se)
+    below = (best.gold.value - now.gold.value) / spread if 0 < spread < math.inf else 0.0
+    figures = {
+        "gold": now.gold.value,
+        "gold_se": now.gold.se if math.isfinite(now.gold.se) else 0.0,
+        "gold_gain": gold,
+        "score_gain": score,
+        "gold_below_peak": below,
+    }
+    found = 0
+    if warn is not None and rises(now.score, start.score) and gold < warn * score:
+        found = 1
+    # The peak is the largest of many noisy means, so a fall from it proves little alone: the score must have risen since.
+    if critical is not None and below > critical and rises(now.score, best.score):
+        found = 2
+    return Reading(figures, {"gold": found})
+
+
+def _lengths(config: GuardsConfig, first: Sampled, now: Sampled) -> Reading:
+    tokens, before = (mean_of(some.figures["tokens"], some.group) for some in (now, first))
+    figures = {
+        "length_change": tokens.value / before.value - 1,
+        "length_correlation": rank_correlation(now.figures["score"], now.figures["tokens"]),
+    }
+    n = len(now.group)
+    certain = normal_quantile(SURE) / max(n - 3, 1) ** 0.5  # of Fisher's transformed correlation
+    sure = n > 3 and math.atanh(min(figures["length_correlation"], 0.999999)) > certain
+    levels: dict[Guard, int] = {
+        "length_change": level(figures["length_change"], config.length_change, rises(tokens, before)),
+        "length_correlation": level(figures["length_correlation"], config.length_correlation, sure),
+        "length_share": 0,
+    }
+    score, score_before = (mean_of(some.figures["score"], some.group) for some in (now, first))
+    if rises(score, score_before):  # a share of nothing has no meaning
+        share = score_per_token(first, now) * (tokens.value - before.value) / (score.value - score_before.value)
+        figures["length_share"] = share
+        levels["length_share"] = level(share, config.length_share, tokens.value > before.value)
+    return Reading(figures, levels)
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Spearman's; 0 where one of both is constant."""
+    if len(set(x)) < 2 or len(set(y)) < 2:
+        return 0.0
+    return float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
+
+
+def score_per_token(first: Sampled, now: Sampled) -> float:
+    """Slope of score on tokens among responses to the same prompt in the same rollout (in one rollout, where prompts have one response)."""
+    xs: list[Floats] = []
+    ys: list[Floats] = []
+    for some in (first, now):
+        of = np.asarray(some.group)
+        if len(np.unique(of)) == len(of):
+            of = np.zeros_like(of)
+        for name in np.unique(of):
+            for out, figure in ((xs, "tokens"), (ys, "score")):
+                values = np.asarray(some.figures[figure])[of == name]
+                out.append(values - values.mean())
+    x, y = np.concatenate(xs), np.concatenate(ys)
+    spread = float(x @ x)
+    return float(x @ y) / spread if spread > 0 else 0.0
+
+
+def _format(config: GuardsConfig, first: Sampled, now: Sampled) -> Reading:
+    """Ratios of shares, half a response added to each, so that a first rollout without any has a ratio too."""
+    n = len(now.group)
+    up = float(np.mean(now.figures["score"])) > float(np.mean(first.figures["score"]))
+    figures: dict[str, float] = {}
+    worst, name, found = 1.0, "none", 0
+    for figure in FORMAT_FIGURES:
+        one, other = (mean_of(some.figures[figure], some.group) for some in (now, first))
+        figures[f"format_{figure}"] = one.value
+        ratio = (one.value * n + 0.5) / (other.value * n + 0.5)
+        here = level(ratio, config.format, rises(one, other, len(FORMAT_FIGURES)))
+        here = min(here, 2 if up else 1)
+        if (here, ratio) > (found, worst):
+            worst, name, found = ratio, figure, here
+    return Reading(figures | {"format_ratio": worst}, {"format": found}, {"format_worst": name.replace("_", " ")})
+
+
+def _diversity(config: GuardsConfig, first: Sampled, now: Sampled) -> Reading:
+    n_tokens = min(sum(map(len, some.ids)) for some in (first, now))
+    pairs = {
+        f"distinct_{n}": tuple(distinct(some.ids, some.group, n, n_tokens) for some in (now, first)) for n in (1, 2, 3)
+    }
+    if "entropy" in now.figures:
+        pairs["entropy"] = tuple(mean_of(some.figures["entropy"], some.group) for some in (now, first))
+    figures: dict[str, float] = {}
+    worst, name, found = -math.inf, "none", 0
+    for figure, (one, other) in pairs.items():
+        figures[figure] = one.value
+        drop = 1 - one.value / other.value if other.value > 0 else 0.0
+        here = level(drop, config.diversity, rises(other, one, len(pairs)))
+        if (here, drop) > (found, worst):
+            worst, name, found = drop, figure, here
+    return Reading(figures | {"diversity_drop": worst}, {"diversity": found}, {"diversity_worst": name})
+
+
+def _outliers(config: GuardsConfig, first: Sampled, now: Sampled) -> Reading:
+    """Share of scores above the 99.9 % quantile of the first rollout's; where that has too few, above its largest.
+
+    Any new rollout has the largest of both in half of all cases. So with few responses the prompts decide: k of G have a response above
+    all G of the first rollout; of rollouts of one policy that happens with probability C(2G - k, G) / C(2G, G).
+    """
+    before, scores, of = (
+        np.asarray(first.figures["score"]),
+        np.asarray(now.figures["score"]),
+        np.asarray(now.group),
+    )
+    few = len(before) < OUTLIERS_NEED
+    above = scores > np.quantile(before, OUTLIER_QUANTILE, method="higher")
+    share = float(above.mean())
+    if few:
+        prompts, other = len(np.unique(of)), len(set(first.group))
+        k = len(np.unique(of[above]))
+        chance = math.comb(prompts + other - k, other) / math.comb(prompts + other, other)
+        sure = chance < (1 - SURE) / 2
+    else:
+        sure = rises(mean_of(above.astype(float), now.group), Mean(1 - OUTLIER_QUANTILE, 0.0, 0))
+    word = "largest score" if few else "99.9 % quantile"
+    return Reading(
+        {"outlier_fraction": share}, {"outliers": level(share, config.outliers, sure)}, {"outlier_quantile": word}
+    )
+
+
+def spring_traps(
+    score: Score, messages: Sequence[Messages], answers: Sequence[str], reference: Sequence[float], empty: bool
+) -> Json:
+    """Trap texts (validation.TRAPS) made for each prompt and an answer to it, against the scores of the first rollout's responses.
+
+    {n, median, upper_quartile, by: trap -> {median, verdict}, verdict}: critical above the upper quartile, warn above the median.
+    `empty` False leaves out the empty text, which has no token where there is no EOS.
+    """
+    names = [name for name in TRAPS if empty or name != "empty"]
+    texts = [trap_texts([dict(one) for one in said], answer) for said, answer in zip(messages, answers, strict=True)]
+    scores = np.stack(score(messages, [[one[name] or ("" if empty else " ") for name in names] for one in texts]))
+    median, upper = (float(cut) for cut in np.quantile(reference, [0.5, 0.75]))
+    by = {}
+    for name, middle in zip(names, np.median(scores, axis=0).tolist(), strict=True):
+        by[name] = {"median": middle, "verdict": LEVELS[2 if middle > upper else 1 if middle > median else 0]}
+    worst = max(LEVELS.index(one["verdict"]) for one in by.values())
+    return {"n": len(messages), "median": median, "upper_quartile": upper, "by": by, "verdict": LEVELS[worst]}
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Guards:
+    """The guards of one run, and all that they remember."""
+
+    config: GuardsConfig
+    budgets: KLConfig
+    judge: RewardModel | None = None
+    judge_id: str = ""
+    first: Sampled | None = None
+    trends: list[Trend] = field(default_factory=list)
+    streaks: dict[Guard, list[int]] = field(default_factory=dict)  # guard -> rollouts in a row past [warn, critical]
+    verdicts: dict[Guard, Json] = field(default_factory=dict)  # guard -> the worst so far: {level, step, said}
+    traps: Json = field(default_factory=dict)
+    done: str = ""  # what was done about an alarm
+    best_step: int = 0  # the rollout whose policy an alarm goes back to; 0: none yet, which is the start
+    best_gold: float | None = None  # the judge's mean there
+
+    @classmethod
+    def load(
+        cls, config: GuardsConfig, budgets: KLConfig, base: Path, decoder: Decoder, rewards: Sequence[str]
+    ) -> Guards:
+        """Load the judge, if there is one. `rewards` are the reward's own Checkpoint folders.
+
+        Raises PlauditErrors: a judge that is missing, of another base, or (ConfigError) a copy of what is trained against.
+        """
+        guards = cls(config, budgets)
+        if config.judge:
+            guards.judge = checkpoint.load_reward(Path(config.judge), base, decoder)
+            guards.judge_id = artifacts.read_manifest(Path(config.judge)).id
+            for folder in rewards:
+                if artifacts.read_manifest(Path(folder)).id == guards.judge_id:
+                    raise ConfigError(
+                        f"guards.judge is {config.judge}, the same Checkpoint as the reward {folder}; a judge must not be what "
+                        "is trained against."
+                    )
+        return guards
+
+    def look(self, step: int, now: Sampled) -> tuple[Json, list[Guard]]:
+        """Look at a rollout. Returns what metrics.jsonl says of it (guard_<name>, `guards`), and the guards that are critical and in `act_on`.
+
+        The first rollout that is ever looked at is what all others are compared with.
+        """
+        self.first = self.first or now
+        if self.judge is not None:
+            self.trends.append(trend(step, self.first, now))
+        reading = read(self.config, self.budgets, self.first, now, self.trends)
+        for name, found in reading.levels.items():
+            warned, alarmed = self.streaks.get(name, [0, 0])
+            self.streaks[name] = [warned + 1 if found else 0, alarmed + 1 if found == 2 else 0]
+            self._note(name, self.standing(name), step, SAYS[name], reading.figures | reading.words)
+        if self.traps:
+            self.streaks["traps"] = [0, 0]
+            bad = [name for name, one in self.traps["by"].items() if one["verdict"] == self.traps["verdict"]]
+            self._note("traps", self.standing("traps"), step, SAYS["traps"], {"traps_named": ", ".join(bad)})
+        self._remember(step)
+        on = {name: LEVELS[self.standing(name)] for name in self.streaks}
+        row: Json = {f"guard_{name}": value for name, value in reading.figures.items()}
+        row["guards"] = {name: word for name, word in on.items() if word != "ok"}
+        return row, [name for name in self.config.act_on if on.get(name) == "critical"]
+
+    def standing(self, name: Guard) -> int:
+        """0, 1 or 2: what has held for `patience` rollouts up to now."""
+        if name == "traps":
+            return LEVELS.index(self.traps["verdict"]) if self.traps else 0
+        patience = self.config.kl_patience if name in ("kl", "kl_base") else self.config.patience
+        warned, alarmed = self.streaks.get(name, [0, 0])
+        return 2 if alarmed >= patience else int(warned >= patience)
+
+    def _note(self, name: Guard, standing: int, step: int, says: str, figures: Mapping[str, Any]) -> None:
+        if standing > LEVELS.index(self.verdicts[name]["level"] if name in self.verdicts else "ok"):
+            self.verdicts[name] = {"level": LEVELS[standing], "step": step, "said": says.format(**figures)}
+
+    def _remember(self, step: int) -> None:
+        """Is this rollout's policy the one to go back to? The judge's best; without a judge the last with no acting guard past critical."""
+        others = [name for name in self.config.act_on if not (name == "gold" and self.trends)]
+        if any(self.streaks.get(name, [0, 0])[1] for name in others):
+            return
+        gold = self.trends[-1].gold.value if self.trends else 0.0
+        if not self.trends or self.best_gold is None or gold > self.best_gold:
+            self.best_step, self.best_gold = step, gold
+
+    # --- what is kept and told ---
+
+    def state(self) -> Json:
+        """What `restore` needs; plain values."""
+        return {
+            "first": None if self.first is None else asdict(self.first),
+            "trends": [asdict(one) for one in self.trends],
+            "streaks": {name: list(pair) for name, pair in self.streaks.items()},
+            "verdicts": {name: dict(one) for name, one in self.verdicts.items()},
+            "traps": self.traps,
+            "done": self.done,
+            "best_step": self.best_step,
+            "best_gold": self.best_gold,
+        }
+
+    def restore(self, state: Json) -> None:
+        """Go on as if nothing had happened."""
+        self.first = None if state["first"] is None else Sampled(**state["first"])
+        self.trends = [Trend(one["step"], Mean(**one["gold"]), Mean(**one["score"])) for one in state["trends"]]
+        self.streaks, self.verdicts = state["streaks"], state["verdicts"]
+        self.traps, self.done = state["traps"], state["done"]
+        self.best_step, self.best_gold = state["best_step"], state["best_gold"]
+
+    def result(self) -> Json:
+        """For result.json: {judge, watched: guard -> {warn, critical, patience, level, step?, said?}, traps, done, notes}."""
+        watched: Json = {}
+        for name in self.streaks:
+            limits = {} if name == "traps" else dict(zip(LEVELS[1:], getattr(self.config, name), strict=True))
+            watched[name] = limits | {"level": "ok"} | self.verdicts.get(name, {})
+        return {
+            "judge": self.judge_id,
+            "watched": watched,
+            "traps": self.traps,
+            "on_critical": self.config.on_critical,
+            "act_on": [name for name in self.config.act_on if name in watched],
+            "done": self.done,
+            "notes": self.notes(),
+        }
+
+    def notes(self) -> list[str]:
+        """What the guards could not see, in words."""
+        out = []
+        if self.judge is None:
+            out.append("There was no held-out judge, so nothing here says whether a higher score was a better answer.")
+        if self.first is not None and "outliers" in self.streaks and len(self.first.group) < OUTLIERS_NEED:
+            out.append(
+                f"A 99.9 % quantile takes {OUTLIERS_NEED} responses and the first rollout had {len(self.first.group)}: "
+                "outliers are scores above its largest, and count from a number of prompts that is no chance."
+            )
+        if self.first is not None and len(set(self.first.group)) < 4:
+            out.append(
+                f"A rollout of {len(set(self.first.group))} prompts hardly tells drift from noise; take at least 8."
+            )
+        return out
+
+    def card(self) -> str:
+        """The same in words, for card.md."""
+        said = self.result()
+        lines = ["## Guards", "", f"Watched: {', '.join(_words(name) for name in said['watched']) or 'nothing'}.", ""]
+        for name, one in said["watched"].items():
+            if one["level"] != "ok":
+                lines.append(f"- **{_words(name)}: {one['level']}** from rollout {one['step']}: {one['said']}.")
+        if not self.verdicts:
+            lines.append("- Nothing fired.")
+        acting = ", ".join(_words(name) for name in said["act_on"])
+        plans = {"stop": "ends the run", "best": "goes back to the best policy"}
+        plan = plans.get(self.config.on_critical) if acting else None
+        calm = (
+            f"Nothing was done: a critical {acting} {plan}."
+            if plan
+            else "Nothing was done: guards only say what they see."
+        )
+        lines += ["", self.done or calm]
+        return "\n".join([*lines, *(f"\n{note}" for note in said["notes"])])
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

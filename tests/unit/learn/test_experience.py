@@ -1,0 +1,103 @@
+"""Prompts, minibatches, held graphs and the step loop that ppo and grpo share; both programs' own behaviour is in tests/learning."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from plaudit.artifacts import PreferenceRow, PromptRow, write_snapshot
+from plaudit.errors import BadInput
+from plaudit.learn import base_models, experience
+from plaudit.learn.configs import PPOConfig, from_dict
+from plaudit.learn.nets import Decoder
+from plaudit.learn.tokens import ChatTokenizer, Rollout, pack
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return base_models.prepare("tiny", tmp_path_factory.mktemp("bases"))
+
+
+@pytest.fixture
+def snapshot(tmp_path):
+    asked = [({"role": "user", "content": text},) for text in ("one", "two", "two", "three", "held out")]
+    prompts = [PromptRow(f"q{i}", "f", "test" if i == 4 else "train", messages) for i, messages in enumerate(asked)]
+    preferences = [PreferenceRow("p", "c", "o", "f", "train", asked[0], "a", "b", 1.0, 1.0, "annotation")]
+    return write_snapshot(tmp_path, preferences, [], prompts, {}, {}).folder
+
+
+def config(snapshot, **changes):
+    return from_dict(PPOConfig, {"snapshot": str(snapshot), "base": "b", "reward": "r"} | changes)
+
+
+def test_prompts_are_the_training_split_s_each_once(snapshot, base):
+    tokenizer = ChatTokenizer.load(base)
+    got = experience.read_prompts(config(snapshot, sampling={"prompts_per_step": 3}), tokenizer)
+    expected = [tokenizer.render([{"role": "user", "content": text}]) for text in ("one", "two", "three")]
+    assert sorted(prompt.ids for prompt in got) == sorted(expected)
+    assert all(tokenizer.render(prompt.messages) == prompt.ids for prompt in got)
+    only = config(snapshot, sampling={"prompts_per_step": 1, "prompts": "preferences", "max_prompt_tokens": 3})
+    (cut,) = experience.read_prompts(only, tokenizer)
+    assert cut.ids == expected[0][-3:]  # the oldest tokens go, the question's end stays
+    with pytest.raises(BadInput, match="3 different training prompts, one step takes 12"):
+        experience.read_prompts(config(snapshot), tokenizer)
+
+
+def learner(**changes):
+    return SimpleNamespace(
+        config=config("s", **changes),
+        prompts=[[i] for i in range(10)],
+        order=[],
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def test_a_pass_takes_no_prompt_twice_and_passes_differ():
+    some = learner(sampling={"prompts_per_step": 4})
+    first, second, third, fourth = (experience.next_prompts(some) for _ in range(4))
+    for one, other in ((first, second), (third, fourth)):
+        assert len({ids[0] for ids in one + other}) == 8
+    assert (first, second) != (third, fourth)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_minibatches_hold_whole_groups_once(n):
+    rollout = Rollout([[1, 2]] * 5, [[3] * (1 + i % 4) for i in range(15)], [i // 3 for i in range(15)], [True] * 15)
+    parts = experience.split(learner(minibatches=n, sampling={"prompts_per_step": 5}), rollout)
+    members = [sorted(int(i) for batch in part for i in batch.response) for part in parts]
+    assert len(parts) == n
+    assert sorted(i for part in members for i in part) == list(range(15))
+    for part in members:
+        assert all({3 * (i // 3), 3 * (i // 3) + 1, 3 * (i // 3) + 2} <= set(part) for i in part)
+
+
+@pytest.mark.parametrize(("packs", "hold", "held"), [(1, True, 1), (2, True, 2), (3, True, 0), (1, False, 0)])
+def test_graphs_of_the_first_minibatch_are_held_where_it_is_small(packs, hold, held):
+    rollout = Rollout([[1, 2]] * 4, [[3, 4], [5], [6], [7]], [0, 1, 2, 3], [True] * 4)
+    first = [pack(rollout, [i])[0] for i in range(packs)]
+    rest = pack(rollout, list(range(packs, 4)))
+    weight = torch.ones((), requires_grad=True)
+    seen = []
+
+    def forward(batch):
+        made = {"logprobs": weight * batch.targets.float(), "ends": weight * batch.response.float()}
+        seen.append(made["logprobs"].requires_grad)
+        return made
+
+    old = experience.old_pass([first, rest], rollout.counts(), forward, hold)
+    assert seen == [bool(held)] * packs + [False] * len(rest)
+    assert len(old.held) == held
+    assert old.logprobs.tolist() == [[3.0, 4.0], [5.0, 0.0], [6.0, 0.0], [7.0, 0.0]]
+    assert old.columns["ends"].tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert not old.logprobs.requires_grad
+
+
+def test_trunks_of_several_depths_are_those_run_alone(base):
+    decoder = Decoder.load(base, torch.float32)
+    rollout = Rollout([[1, 2, 3], [4]], [[5, 6], [7], [8, 9, 10]], [0, 0, 1], [True] * 3)
+    trunks = experience.run_trunks(decoder, rollout, (2, 0, 1, 2), micro_tokens=8)
+    assert set(trunks) == {0, 1, 2}
+    assert trunks[0] is None
+    for depth in (1, 2):
+        alone = experience.run_trunks(decoder, rollout, (depth,), micro_tokens=1000)[depth]
+        torch.testing.assert_close(trunks[depth].hidden, alone.hidden, atol=1e-5, rtol=0)
