@@ -49,11 +49,18 @@ def test_imports_are_absolute() -> None:
         assert not relative, path
 
 
-@pytest.mark.parametrize("name", ["domain.py", "errors.py", "learn/configs.py"])
+CONFIGS = [str(path.relative_to(PACKAGE)) for path in sorted((PACKAGE / "learn" / "configs").glob("*.py"))]
+
+
+@pytest.mark.parametrize("name", ["domain.py", "errors.py", *CONFIGS])
 def test_the_lowest_layers_need_the_standard_library_only(name: str) -> None:
-    """learn/configs.py is the one module of learn that others may import, so it must not bring torch along."""
+    """learn/configs is the one room of learn that others may import, so it must not bring torch along."""
     outside = {module for module in imported(PACKAGE / name) if module.split(".")[0] not in sys.stdlib_module_names}
-    assert {module for module in outside if not module.startswith(("plaudit.domain", "plaudit.errors"))} <= set()
+    assert {
+        module
+        for module in outside
+        if not module.startswith(("plaudit.domain", "plaudit.errors", "plaudit.learn.configs"))
+    } <= set()
 
 
 def test_simulated_people_know_the_client_only() -> None:
@@ -71,8 +78,12 @@ def test_only_demo_and_the_command_line_know_simulated_people() -> None:
             assert room == "cli" or room.startswith("demo"), path
 
 
-def test_init_files_are_empty() -> None:
-    assert [path for path in PACKAGE.rglob("__init__.py") if path.read_text().strip()] == []
+def test_init_files_are_empty_or_a_list_of_names() -> None:
+    for path in PACKAGE.rglob("__init__.py"):
+        for node in ast.parse(path.read_text()).body:
+            text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            names = isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]
+            assert text or names or isinstance(node, ast.ImportFrom), f"{path}:{node.lineno}"
 
 
 def test_no_file_is_named_after_nothing() -> None:

@@ -65,7 +65,7 @@ def said_default(value: Any) -> str:
         return "required"
     if isinstance(value, dict):
         return "below"
-    return "all seven" if value == configs.LINEAR_LAYERS else json.dumps(value)
+    return "all seven" if value == configs.parts.LINEAR_LAYERS else json.dumps(value)
 
 
 @pytest.mark.parametrize(("heading", "kind"), [("The gate", evaluate.GateRules), ("The ramp", experiment.Rules)])

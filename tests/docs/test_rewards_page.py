@@ -11,7 +11,7 @@ from plaudit.learn.answers import Answers, checked
 
 from .conftest import Page, code_in
 
-SHARED = {name: default for name, _, default in configs.describe(configs.RewardTerm)}
+SHARED = {name: default for name, _, default in configs.describe(configs.rewards.RewardTerm)}
 
 
 def stated(section: Page) -> dict[str, str]:
