@@ -6,7 +6,6 @@ STAMP  := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Two busy processes on few cores crawl when idle threads spin.
 export OMP_WAIT_POLICY = passive
-export GOMP_SPINCOUNT = 1000
 
 .PHONY: demo test test-slow check fix serve bench
 
