@@ -555,16 +555,18 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 @cache
 def pick_dtype() -> torch.dtype:
     """bf16 where a product of a layer's size is faster in it than in fp32 here, else fp32. Takes under .3 s, measured once a process."""
-    seconds: dict[torch.dtype, float] = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        x, w = torch.ones(64, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
-        F.linear(x, w)  # the first call builds the kernel
-        best = math.inf
-        for _ in range(5):
+    operands = {
+        dtype: (torch.ones(64, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype))
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    seconds = dict.fromkeys(operands, math.inf)
+    for _ in range(
+        20
+    ):  # in turns, so that a busy moment falls on both; the first call builds the kernel and is never the best
+        for dtype, (x, w) in operands.items():
             start = time.perf_counter()
             F.linear(x, w)
-            best = min(best, time.perf_counter() - start)
-        seconds[dtype] = best
+            seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
     return torch.bfloat16 if seconds[torch.bfloat16] < 0.8 * seconds[torch.float32] else torch.float32
 
 
