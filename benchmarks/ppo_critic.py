@@ -4,8 +4,8 @@
     python benchmarks/ppo_critic.py --run demo-home/runs/<the ppo run> --seeds 3
 
 The same config, Snapshot, reward model and seeds; only `critic` differs, runs interleaved. Prints a line a run and one JSON object last:
-for each critic, over seeds, the explained variance of the first rollout's returns, and the score at the last measured KL at or below each
-of some KLs (linear between rollouts). Scores are the reward model's own, in units of the reference's spread: what people think of
+for each critic, over seeds, the explained variance of the first rollout's returns, and the score where the run first passes each of some
+KLs (linear between rollouts). Scores are the reward model's own, in units of the reference's spread: what people think of
 the answers is what the demo measures.
 """
 

@@ -156,3 +156,31 @@ def test_the_standard_crowd_has_its_bad_apples_under_neutral_names() -> None:
     assert [p.behaviour for p in made.annotators] != [
         p.behaviour for p in simulate.crowd("standard", seed=4).annotators
     ]
+
+
+class Heard:
+    """What people said, in place of the SDK."""
+
+    def __init__(self) -> None:
+        self.feedback, self.thumbs = self, list[bool]()
+
+    def thumb(self, _id: str, *, up: bool, user: str) -> None:
+        self.thumbs.append(up)
+
+    def rate(self, *_: object, **__: object) -> None: ...
+
+    edit = comment = rate
+
+
+@pytest.mark.parametrize(("mood", "rate", "happy"), [(0.0, 0.5, None), (-4.0, 0.75, 0.1), (4.0, 0.75, 0.9)])
+def test_who_is_in_a_mood_says_so_more_often_and_accordingly(mood: float, rate: float, happy: float | None) -> None:
+    """400 visits to one answer of middling worth: the standard error of the rate is .025."""
+    people, heard, prompt = load_population("support"), Heard(), load_prompts("support")[0]
+    text = "You can check the status on our page."
+    worth = people.user_utility("u", prompt.messages, text)
+    for n in range(400):
+        visit = simulate.Visit("u", prompt, mood=mood)
+        simulate._react(heard, people, visit, "int_1", text, random.Random(n), worth)  # type: ignore[arg-type]
+    assert len(heard.thumbs) / 400 == pytest.approx(rate, abs=0.08)
+    share = sum(heard.thumbs) / len(heard.thumbs)
+    assert (0.35 < share < 0.65) if happy is None else (share < happy if mood < 0 else share > happy)

@@ -13,7 +13,7 @@ from plaudit.demo_steps.plan import TWINS
 
 
 @click.command()
-@click.option("--tiny", is_flag=True, help="The tiny model and its crowd: the same path in under a minute.")
+@click.option("--tiny", is_flag=True, help="The tiny model and its crowd: the same path in one to two minutes.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything that is drawn.")
 @click.option(
     "--home",

@@ -8,7 +8,7 @@ buys no score. A reward model reads any beginning of a response, though, and its
 
 where beta is the least-squares fit of the rollout's own final scores, and the head learns what is left. Five numbers fitted on N responses
 make the baseline depend on a response's own score by about 5 / N. Related: potential-based shaping (Ng, Harada, Russell 1999), which with
-phi as the potential gives the same advantages at beta = [0, 0, 1, 0, 0]. Measured in benchmarks/ppo_critic.py.
+phi as the potential gives the same advantages at beta = [0, 0, 1, 0, 0]. benchmarks/ppo_critic.py measures it.
 
 Shapes: N responses, R tokens of the longest.
 """

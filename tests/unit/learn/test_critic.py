@@ -47,5 +47,9 @@ def test_equals_numpys_least_squares():
             rows.append([1, t / 6, phi, phi * t / 6, float(t == 0)])
             goal.append(float(final[i]))
     beta = np.linalg.lstsq(np.array(rows), np.array(goal), rcond=None)[0]
-    prior, _ = expected_scores(prefix, final, COUNTS)
+    prior, ends = expected_scores(prefix, final, COUNTS)
     assert prior[COUNTS].tolist() == pytest.approx((np.array(rows) @ beta).tolist(), abs=5e-3)
+    lengths = COUNTS.sum(dim=1).tolist()
+    whole = [(float(prefix[i, n - 1]), n / 6) for i, n in enumerate(lengths)]  # after the last token
+    after = np.array([[1, u, phi, phi * u, 0.0] for phi, u in whole]) @ beta
+    assert ends.tolist() == pytest.approx(after.tolist(), abs=5e-3)
