@@ -9,14 +9,15 @@ import sqlalchemy as sa
 
 from plaudit.errors import Conflict
 
-LATEST = 2
-
 
 def files() -> list[tuple[int, str]]:
     """(number, SQL text) in order."""
     folder = resources.files("plaudit.store.migrations")
     found = [(int(entry.name[:4]), entry.read_text()) for entry in folder.iterdir() if entry.name.endswith(".sql")]
     return sorted(found)
+
+
+LATEST = files()[-1][0]
 
 
 def version(connection: sa.Connection) -> int:
