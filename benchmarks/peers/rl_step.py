@@ -33,7 +33,12 @@ def run(description: str, algorithm: str) -> None:
     add("--weights", choices=("full", "lora"), default="lora", help="what is trained, on both sides")
     add("--frozen", type=int, default=0, metavar="N", help="also Plaudit with its N lowest layers frozen, opt-in")
     add("--stock", action="store_true", help="also TRL with its defaults for dtype and gradient checkpointing")
-    add("--micro", type=int, default=8, help="rows of TRL's micro-batches; 0: all at once")
+    add(
+        "--micro",
+        type=int,
+        default=8,
+        help="rows of TRL's micro-batches, and as many tokens in Plaudit's; 0: all at once",
+    )
     add("--prompts", type=int, default={"rloo": 4, "ppo": 32}[algorithm], help="different prompts in a step")
     add("--samples", type=int, default={"rloo": 8, "ppo": 1}[algorithm], help="responses to each")
     add("--prompt-tokens", type=int, default=96)
@@ -220,7 +225,12 @@ def rl_config(options: argparse.Namespace, job: Json, snapshot: str, reward: lis
         "kl": {"coef": 0.05, "budget": None},
         "truncation": "none",
         "optimizer": {"learning_rate": job["learning_rate"]},
-        "compute": {"dtype": job["dtype"], "threads": job["threads"]},
+        "compute": {
+            "dtype": job["dtype"],
+            "threads": job["threads"],
+            "micro_tokens": (options.micro or options.prompts * options.samples)  # as many as the peer's
+            * (options.prompt_tokens + options.new_tokens),
+        },
     }
     if options.weights == "full":
         config["lora"] = None

@@ -5,10 +5,11 @@ every other file with its sha256 and size. `verify` reads every byte again. A Sn
 config, so the same inputs give the same id on any machine, while the file hashes (Parquet writers differ) stand beside it.
 
     snapshot/    preferences.parquet  demonstrations.parquet  prompts.parquet  manifest.json
+                 votes.parquet (where annotators voted)  thumbs.parquet (where users left thumbs)  card.md  card.html
     checkpoint/  adapter_model.safetensors adapter_config.json (PEFT) or model.safetensors, head.safetensors, card.md, manifest.json
     run/         config.json  metrics.jsonl  state/  checkpoint/
 
-Local folders only so far; object storage by fsspec URI comes with the snapshot issue.
+A finished folder may be copied to any address that fsspec knows (`publish`) and back (`fetch`); the manifest goes last there too.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +31,7 @@ from plaudit.errors import BadInput, Conflict, Corrupt, NotFound
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+ROWS_PER_GROUP = 10_000  # of a Parquet file: what is held in memory at once
 
 Message = dict[str, Any]  # {"role": "user", "content": "..."}
 
@@ -72,8 +77,36 @@ class PromptRow:
     messages: tuple[Message, ...]
 
 
-Row = TypeVar("Row", PreferenceRow, DemonstrationRow, PromptRow)
+@dataclass(frozen=True)
+class VoteRow:
+    """What one annotator said about the two responses of a Preference: what `people` in a reward model's card reads, and no training."""
+
+    preference_id: str
+    comparison_id: str
+    annotator: str  # pseudonym: the same for the same person within a project, and no key of the store
+    choice: str  # chosen | rejected | tie, as the Preference names its responses
+    seconds: float  # that the answer took
+
+
+@dataclass(frozen=True)
+class ThumbRow:
+    """What one user thought of one response, on its own: unpaired."""
+
+    thumb_id: str
+    family: str
+    split: str
+    messages: tuple[Message, ...]
+    response: str
+    up: bool
+    source: str = "thumb"
+    response_finished: bool = True  # False: cut off at the token limit
+
+
+Row = TypeVar("Row", PreferenceRow, DemonstrationRow, PromptRow, VoteRow, ThumbRow)
 TABLES: dict[str, type] = {"preferences": PreferenceRow, "demonstrations": DemonstrationRow, "prompts": PromptRow}
+VOTES = "votes"  # a table beside them, where there are annotators
+THUMBS = "thumbs"  # and one where there are thumbs
+OPTIONAL: dict[str, type] = {VOTES: VoteRow, THUMBS: ThumbRow}  # tables that a Snapshot without such rows does not have
 
 
 @dataclass(frozen=True)
@@ -96,9 +129,12 @@ class Manifest:
         return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def canonical(value: Any) -> bytes:
     """The one byte form that is hashed: JSON, sorted keys, no spaces, UTF-8. Floats print as Python's shortest repr."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _CANONICAL.encode(value).encode()
 
 
 def sha256_of(value: Any) -> str:
@@ -211,6 +247,62 @@ def new_folder(parent: Path, name: str) -> Path:
     return folder
 
 
+# --- elsewhere: any fsspec URI -----------------------------------------------------------------------------------------------
+
+
+def publish(folder: Path, uri: str) -> str:
+    """Copy a finished folder, verified, to `uri/<its name>`, the manifest last; the address. What is finished there already is left as it
+    is. Raises Conflict (another folder stands there), BadInput (an address that cannot be used), Corrupt, NotFound."""
+    manifest = verify(folder)
+    files, root = _file_system(f"{uri.rstrip('/')}/{folder.name}")
+    there = f"{root}/{MANIFEST}"
+    if files.exists(there):
+        known = json.loads(files.cat_file(there))["id"]
+        if known != manifest.id:
+            raise Conflict(f"{uri}/{folder.name} holds {known[:16]}, not {manifest.id[:16]}; choose another address.")
+        return str(files.unstrip_protocol(root))
+    files.makedirs(root, exist_ok=True)
+    for name in [*sorted(manifest.files), MANIFEST]:
+        files.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
+        files.put_file(str(folder / name), f"{root}/{name}")
+    return str(files.unstrip_protocol(root))
+
+
+def fetch(uri: str, parent: Path) -> Path:
+    """Copy a published folder to `parent/<its name>` and verify it; what is there and whole is not fetched again. Raises NotFound, BadInput,
+    Corrupt naming the file."""
+    files, root = _file_system(uri.rstrip("/"))
+    target = parent / root.rpartition("/")[2]
+    if not (target / MANIFEST).is_file():
+        if not files.exists(f"{root}/{MANIFEST}"):
+            raise NotFound(f"{uri} has no {MANIFEST}: it is not a finished folder.")
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parent, prefix=".fetching-") as attempt:
+            folder = Path(attempt) / target.name
+            write_atomic(folder / MANIFEST, files.cat_file(f"{root}/{MANIFEST}"))
+            for name in read_manifest(folder).files:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                if not files.exists(f"{root}/{name}"):
+                    raise Corrupt(f"{uri}/{name} is missing although the manifest names it; publish the folder again.")
+                files.get_file(f"{root}/{name}", str(folder / name))
+            verify(folder)
+            folder.replace(target)
+        _fsync_folder(parent)
+    verify(target)
+    return target
+
+
+def _file_system(uri: str) -> tuple[Any, str]:
+    """fsspec's file system of an address, and the path in it."""
+    import fsspec
+
+    try:
+        files, root = fsspec.core.url_to_fs(uri)
+    except (ImportError, ValueError) as error:
+        raise BadInput(f"{uri} cannot be used ({error}); install fsspec's package for it, such as s3fs.") from error
+    return files, str(root)
+
+
 # --- Snapshots --------------------------------------------------------------------------------------------------------------
 
 
@@ -232,32 +324,53 @@ class Snapshot:
     def prompts(self, split: str | None = None) -> list[PromptRow]:
         return [row for row in _read_table(self.folder, "prompts", PromptRow) if split in (None, row.split)]
 
+    def votes(self) -> list[VoteRow]:
+        """Single votes behind the Preferences of all splits; [] where there are none, as in Snapshots from before they were kept."""
+        return list(_read_table(self.folder, VOTES, VoteRow)) if f"{VOTES}.parquet" in self.manifest.files else []
+
+    def thumbs(self, split: str | None = None) -> list[ThumbRow]:
+        """Users' thumbs; [] where there are none, as in Snapshots from before they were kept."""
+        if f"{THUMBS}.parquet" not in self.manifest.files:
+            return []
+        return [row for row in _read_table(self.folder, THUMBS, ThumbRow) if split in (None, row.split)]
+
 
 def write_snapshot(
     parent: Path,
-    preferences: Sequence[PreferenceRow],
-    demonstrations: Sequence[DemonstrationRow],
-    prompts: Sequence[PromptRow],
+    preferences: Iterable[PreferenceRow],
+    demonstrations: Iterable[DemonstrationRow],
+    prompts: Iterable[PromptRow],
     config: Mapping[str, Any],
     body: Mapping[str, Any],
+    votes: Iterable[VoteRow] = (),
+    thumbs: Iterable[ThumbRow] = (),
+    pages: Mapping[str, str] | None = None,
 ) -> Snapshot:
     """Freeze rows into `parent/<id[:16]>`; returns the existing folder where the same rows and config were frozen before.
 
-    `config` belongs to the identity (filters, aggregation, split seed); `body` does not (counts for people, lineage, code version).
+    `config` belongs to the identity (filters, aggregation, split seed); `body` does not (counts for people, lineage, code version), nor do
+    `pages`, text files by name that stand beside the tables. Rows may come one by one: they are sorted in a file, not in memory.
     """
-    tables: dict[str, Sequence[Any]] = {
+    sources: dict[str, Iterable[Any]] = {
         "preferences": preferences,
         "demonstrations": demonstrations,
         "prompts": prompts,
+        VOTES: votes,
+        THUMBS: thumbs,
     }
-    identity = sha256_of({"tables": {name: hash_rows(rows) for name, rows in tables.items()}, "config": dict(config)})
-    target = parent / identity[:16]
-    if (target / MANIFEST).exists():
-        return open_snapshot(target)
-    folder = new_folder(parent, f".building-{identity[:16]}")
-    for name, rows in tables.items():
-        _write_table(folder, name, rows)
-    counts = {name: len(rows) for name, rows in tables.items()}
+    with ExitStack() as opened:
+        tables = {name: opened.enter_context(_SortedRows(parent, rows)) for name, rows in sources.items()}
+        tables = {name: rows for name, rows in tables.items() if name in TABLES or len(rows)}
+        identity = sha256_of({"tables": {name: rows.sha256 for name, rows in tables.items()}, "config": dict(config)})
+        target = parent / identity[:16]
+        if (target / MANIFEST).exists():
+            return open_snapshot(target)
+        folder = new_folder(parent, f".building-{identity[:16]}")
+        for name, rows in tables.items():
+            _write_table(folder, name, rows)
+        counts = {name: len(rows) for name, rows in tables.items()}
+    for name, text in (pages or {}).items():
+        (folder / name).write_text(text, encoding="utf-8")
     finish(folder, "snapshot", {**body, "config": dict(config), "counts": counts}, content_id=identity)
     if target.exists():
         shutil.rmtree(target)
@@ -266,34 +379,95 @@ def write_snapshot(
     return open_snapshot(target)
 
 
+class _SortedRows:
+    """Dataclass rows as canonical JSON in a file without a name, to be read in the order of those bytes. In memory are the first KEY bytes
+    of each, its place and its sha256."""
+
+    KEY = 48
+
+    def __init__(self, folder: Path, rows: Iterable[Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed by __exit__
+        index, digests, place = [], [], 0
+        names: list[str] = []
+        for row in rows:
+            names = names or [field.name for field in fields(row)]
+            line = canonical({name: getattr(row, name) for name in names})
+            self._file.write(line)
+            index.append((line[: self.KEY], place, len(line)))
+            digests.append(hashlib.sha256(line).digest())
+            place += len(line)
+        self.sha256 = hashlib.sha256(b"".join(sorted(digests))).hexdigest()  # that of hash_rows
+        self._index = sorted(index)
+
+    def __enter__(self) -> _SortedRows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __iter__(self) -> Iterator[bytes]:
+        for _, same in groupby(self._index, key=lambda entry: entry[0]):
+            lines = [self._line(place, size) for _, place, size in same]
+            yield from sorted(lines) if len(lines) > 1 else lines
+
+    def _line(self, place: int, size: int) -> bytes:
+        self._file.seek(place)
+        return self._file.read(size)
+
+
 def open_snapshot(folder: Path) -> Snapshot:
     """Verify a Snapshot folder byte by byte and open it. Raises NotFound, Corrupt, BadInput."""
     return Snapshot(folder=folder, manifest=verify(folder, "snapshot"))
 
 
-def _write_table(folder: Path, name: str, rows: Sequence[Any]) -> None:
+def row_ids(folder: Path) -> dict[str, set[str]]:
+    """The ids of the rows of each table of a Snapshot folder, without verifying it: what it was made from."""
+    import pyarrow.parquet as pq
+
+    found = {}
+    for name, kind in {**TABLES, THUMBS: ThumbRow}.items():
+        column, file = fields(kind)[0].name, folder / f"{name}.parquet"
+        found[name] = set(pq.read_table(file, columns=[column])[column].to_pylist()) if file.exists() else set()
+    return found
+
+
+def _write_table(folder: Path, name: str, lines: Iterable[bytes]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kind = TABLES[name]
-    columns: dict[str, Any] = {}
-    ordered = sorted((asdict(row) for row in rows), key=canonical)
-    for field in fields(kind):
-        values = [row[field.name] for row in ordered]
-        if field.name == "messages":
-            columns[field.name] = pa.array([canonical(list(value)).decode() for value in values], pa.string())
-        elif field.name in ("probability", "weight"):
-            columns[field.name] = pa.array(values, pa.float64())
-        elif field.name.endswith("_finished"):
-            columns[field.name] = pa.array(values, pa.bool_())
-        else:
-            columns[field.name] = pa.array(values, pa.string())
-    pq.write_table(pa.table(columns), folder / f"{name}.parquet", compression="zstd")
+    schema = pa.schema([(field.name, _column_type(field.name)) for field in fields({**TABLES, **OPTIONAL}[name])])
+    rest = iter(lines)
+    with pq.ParquetWriter(folder / f"{name}.parquet", schema, compression="zstd") as writer:
+        writer.write_table(schema.empty_table())
+        while batch := list(islice(rest, ROWS_PER_GROUP)):
+            rows = [json.loads(line) for line in batch]
+            columns = []
+            for field in schema:
+                values = [row[field.name] for row in rows]
+                if field.name == "messages":
+                    values = [_CANONICAL.encode(value) for value in values]
+                columns.append(pa.array(values, field.type))
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+
+
+def _column_type(name: str) -> Any:
+    import pyarrow as pa
+
+    if name in ("probability", "weight", "seconds"):
+        return pa.float64()
+    return pa.bool_() if name == "up" or name.endswith("_finished") else pa.string()
 
 
 def _read_table(folder: Path, name: str, kind: type[Row]) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
-    for raw in pq.read_table(folder / f"{name}.parquet").to_pylist():
-        raw["messages"] = tuple(json.loads(raw["messages"]))
-        yield kind(**raw)
+    with pq.ParquetFile(folder / f"{name}.parquet") as file:
+        for batch in file.iter_batches(ROWS_PER_GROUP):
+            for raw in batch.to_pylist():
+                if "messages" in raw:
+                    raw["messages"] = tuple(json.loads(raw["messages"]))
+                yield kind(**raw)

@@ -7,7 +7,8 @@ things out and for tests, and gives the same text for the same request.
 
 Bodies, completions and chunks are the decoded JSON of `openai_protocol`. Failures are UpstreamError with the status that our own caller
 should see: 504 for a server that is silent, 400, 429 and 503 (with Retry-After) as the server said them, 502 for everything else. A 502
-is tried once more where nothing had been received.
+is tried once more where nothing had been received. What a server sends is brought to text that can be stored (no NUL, no half of a
+surrogate pair: both become U+FFFD) and has an end (MAX_ANSWER_BYTES).
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 
 import aiohttp
@@ -24,9 +28,11 @@ import aiohttp
 from plaudit import openai_protocol as protocol
 from plaudit.errors import UpstreamError
 from plaudit.openai_protocol import Answer, Json
+from plaudit.settings import shown
 
 CONNECT_S = 10.0
 RETRY_PAUSE_S = 0.1
+MAX_ANSWER_BYTES = 64_000_000
 PASSED_STATUSES = (400, 429, 503)
 FAILURES = (aiohttp.ClientError, TimeoutError, OSError, UpstreamError)
 
@@ -39,11 +45,11 @@ class Backend(Protocol):
     def stream(self, body: Json) -> AsyncGenerator[Json, None]: ...
 
 
-def connect(url: str, session: aiohttp.ClientSession, timeout_s: float) -> Backend:
+def connect(url: str, session: aiohttp.ClientSession, timeout_s: float, idle_s: float | None = None) -> Backend:
     """The backend at a Release's `upstream`: `fake:` (or `fake:0.05`, seconds a word), else the base URL of a server."""
     if url.startswith("fake:"):
         return Fake(float(url.removeprefix("fake:") or 0))
-    return Upstream(url, session, timeout_s)
+    return Upstream(url, session, timeout_s, idle_s)
 
 
 def open_session() -> aiohttp.ClientSession:
@@ -52,11 +58,20 @@ def open_session() -> aiohttp.ClientSession:
 
 
 class Upstream:
-    """An OpenAI-compatible server at `url` (with its `/v1`). `timeout_s` bounds the wait for the first byte and between two pieces."""
+    """An OpenAI-compatible server at `url` (with its `/v1`).
 
-    def __init__(self, url: str, session: aiohttp.ClientSession, timeout_s: float = 120.0) -> None:
+    `timeout_s` bounds the wait for a whole answer's next byte and for a stream's first chunk, `idle_s` (default: the same) that for each
+    later chunk. Comments that keep a connection open are no chunks.
+    """
+
+    def __init__(
+        self, url: str, session: aiohttp.ClientSession, timeout_s: float = 120.0, idle_s: float | None = None
+    ) -> None:
         self.url = url.rstrip("/")
+        self.shown = shown(self.url)
         self._session = session
+        self._first_s = timeout_s
+        self._idle_s = timeout_s if idle_s is None else idle_s
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=timeout_s)
 
     async def complete(self, body: Json) -> Json:
@@ -65,7 +80,7 @@ class Upstream:
             try:
                 async with self._post("chat/completions", body) as response:
                     await self._check(response)
-                    return self._decode(await response.text())
+                    return self._decode(await self._read(response))
             except FAILURES as error:
                 failure = self._failure(error)
                 if last or failure.status != 502:
@@ -81,10 +96,13 @@ class Upstream:
                 async with self._post("chat/completions", body) as response:
                     await self._check(response)
                     async with aclosing(self._chunks(response)) as chunks:
-                        async for chunk in chunks:
+                        while True:
+                            async with asyncio.timeout(self._idle_s if received else self._first_s):
+                                chunk = await anext(chunks, None)
+                            if chunk is None:
+                                return
                             received = True
                             yield chunk
-                return
             except FAILURES as error:
                 failure = self._failure(error)
                 if last or received or failure.status != 502:
@@ -104,7 +122,7 @@ class Upstream:
             async with self._post(verb, body) as response:
                 text = await response.text()
                 if response.status != 200 and fine not in text.lower():
-                    raise UpstreamError(f"{self.url} answered {verb} with {response.status}: {_message(text)}")
+                    raise UpstreamError(f"{self.shown} answered {verb} with {response.status}: {_message(text)}")
         except FAILURES as error:
             raise self._failure(error) from error
 
@@ -114,11 +132,19 @@ class Upstream:
     async def _check(self, response: aiohttp.ClientResponse) -> None:
         if response.status == 200:
             return
-        said = f"The model server at {self.url} answered {response.status}: {_message(await response.text())}"
+        said = f"The model server at {self.shown} answered {response.status}: {_message(await self._read(response))}"
         status = response.status if response.status in PASSED_STATUSES else 502
-        after = response.headers.get("retry-after", "")
-        default = 1.0 if status in (429, 503) else None
-        raise UpstreamError(said, status, float(after) if after.isdigit() else default)
+        after = _seconds(response.headers.get("retry-after", ""), datetime.now(UTC))
+        raise UpstreamError(said, status, 1.0 if after is None and status in (429, 503) else after)
+
+    async def _read(self, response: aiohttp.ClientResponse) -> str:
+        pieces, size = [], 0
+        async for piece in response.content.iter_any():
+            size += len(piece)
+            if size > MAX_ANSWER_BYTES:
+                raise UpstreamError(f"The model server at {self.shown} sent more than {MAX_ANSWER_BYTES} bytes.")
+            pieces.append(piece)
+        return b"".join(pieces).decode(errors="replace")
 
     async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncGenerator[Json, None]:
         reader = protocol.EventReader()
@@ -128,25 +154,55 @@ class Upstream:
                     return
                 chunk = self._decode(data)
                 if chunk.get("error"):
-                    raise UpstreamError(f"The model server at {self.url} failed midway: {_message(data)}")
+                    raise UpstreamError(f"The model server at {self.shown} failed midway: {_message(data)}")
                 yield chunk
-        raise UpstreamError(f"The model server at {self.url} closed the stream before its end.")
+        raise UpstreamError(f"The model server at {self.shown} closed the stream before its end.")
 
     def _decode(self, text: str) -> Json:
         try:
-            body = json.loads(text)
+            body = json.loads(text, parse_constant=_no_number)
+            if "\\u" in text:  # only an escape can bring what UTF-8 cannot
+                body = _storable(body)
         except (ValueError, RecursionError):
             body = None
         if not isinstance(body, dict):
-            raise UpstreamError(f"The model server at {self.url} sent something that is not a JSON object.")
+            raise UpstreamError(f"The model server at {self.shown} sent something that is not a JSON object.")
         return body
 
     def _failure(self, error: Exception) -> UpstreamError:
         if isinstance(error, UpstreamError):
             return error
         if isinstance(error, TimeoutError):  # before ClientError: aiohttp's timeouts are both
-            return UpstreamError(f"The model server at {self.url} was silent for too long.", 504)
-        return UpstreamError(f"The model server at {self.url} is out of reach ({type(error).__name__}).", 502)
+            return UpstreamError(f"The model server at {self.shown} was silent for too long.", 504)
+        return UpstreamError(f"The model server at {self.shown} is out of reach ({type(error).__name__}).", 502)
+
+
+def _seconds(retry_after: str, now: datetime) -> float | None:
+    """A Retry-After, which is seconds (some send fractions) or an HTTP date; None where it is neither."""
+    try:
+        if re.fullmatch(r"\d{1,9}(\.\d+)?", retry_after):
+            return float(retry_after)
+        return max(0.0, (parsedate_to_datetime(retry_after) - now).total_seconds())
+    except (ValueError, TypeError):  # no date, or one without a zone
+        return None
+
+
+def _no_number(name: str) -> float:
+    """JSON has no infinities, and yet servers send the log-probability of what cannot be drawn; vLLM's number for it is -9999."""
+    if name == "-Infinity":
+        return -9999.0
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _storable(value: Any) -> Any:
+    """The same JSON with U+FFFD for every NUL and every half of a surrogate pair."""
+    if isinstance(value, str):
+        return value.replace("\x00", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_storable(one) for one in value]
+    if isinstance(value, dict):
+        return {_storable(name): _storable(one) for name, one in value.items()}
+    return value
 
 
 def _message(text: str) -> str:

@@ -73,6 +73,11 @@ class FeedbackKind(StrEnum):
     SIGNAL = "signal"  # {"name": str}; weak evidence
 
 
+class ErasureReason(StrEnum):
+    USER = "user"  # somebody asked for it
+    AGE = "age"  # the setting `retention_days`
+
+
 class ComparisonKind(StrEnum):
     PAIRWISE = "pairwise"
     RATING = "rating"
@@ -82,11 +87,13 @@ class ComparisonKind(StrEnum):
 class Purpose(StrEnum):
     TRAINING = "training"
     EVALUATION = "evaluation"  # a Snapshot refuses it
+    GOLD = "gold"  # its answer is known: it judges annotators, and nothing is trained on it
 
 
 class ComparisonState(StrEnum):
     OPEN = "open"
     CLOSED = "closed"  # has the votes it needs
+    FLAGGED = "flagged"  # an annotator says that something is wrong with it; the lead decides
     CANCELLED = "cancelled"
 
 
@@ -95,6 +102,11 @@ class Verdict(StrEnum):
     TIE = "tie"
     BOTH_BAD = "both_bad"  # never becomes a training pair
     SKIP = "skip"
+
+
+class ReviewKind(StrEnum):
+    DISPUTE = "dispute"  # annotators do not agree
+    AUDIT = "audit"  # drawn at random
 
 
 class LeaseState(StrEnum):
@@ -178,7 +190,8 @@ RUN_TRANSITIONS: Mapping[StrEnum, frozenset[StrEnum]] = {
     RunState.CANCELLED: frozenset(),
 }
 COMPARISON_TRANSITIONS: Mapping[StrEnum, frozenset[StrEnum]] = {
-    ComparisonState.OPEN: frozenset({ComparisonState.CLOSED, ComparisonState.CANCELLED}),
+    ComparisonState.OPEN: frozenset({ComparisonState.CLOSED, ComparisonState.FLAGGED, ComparisonState.CANCELLED}),
+    ComparisonState.FLAGGED: frozenset({ComparisonState.OPEN, ComparisonState.CANCELLED}),
     ComparisonState.CLOSED: frozenset({ComparisonState.OPEN}),  # an extra vote is asked for
     ComparisonState.CANCELLED: frozenset(),
 }
@@ -222,10 +235,28 @@ class Project:
 
 @dataclass(frozen=True, kw_only=True)
 class Person:
+    """Someone who acts in a project, by a key or signed in; `roles` are what they may do signed in."""
+
     id: str
     project_id: str
     name: str
+    roles: tuple[str, ...] = ()
+    generation: int = 0  # of the cookies that count; raised to sign out everywhere
     created_at: datetime
+    removed_at: datetime | None = None  # may no longer act; what they did stays theirs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invitation:
+    """A link that signs one Person in, once. Only the hash of its secret is kept."""
+
+    id: str
+    project_id: str
+    person_id: str
+    secret_sha256: str
+    created_at: datetime
+    expires_at: datetime
+    used_at: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +271,7 @@ class ApiKey:
     secret_sha256: str
     created_at: datetime
     revoked_at: datetime | None = None
+    last_used_at: datetime | None = None  # some seconds late: written in batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +296,9 @@ class Interaction:
     sampling: Json = field(default_factory=dict)
     training_use: TrainingUse = TrainingUse.UNKNOWN
     attributes: Json = field(default_factory=dict)  # declared by the application, allow-listed
+    verdicts: tuple[Json, ...] = ()  # of the filters on the prompt: {"filter", "action", "n"}
     config_version: int = 0
+    erasure_id: str | None = None  # set: a tombstone, whose content is gone
     created_at: datetime
 
 
@@ -297,6 +331,8 @@ class Response:
     checkpoint_id: str | None = None  # None: the base model, or a model that is not ours
     logprob: float | None = None  # sum over the response's tokens, nats
     n_tokens: int | None = None
+    tool_calls: tuple[Json, ...] = ()  # as the model server sent them, joined where they came in pieces
+    verdicts: tuple[Json, ...] = ()  # of the filters on this answer: {"filter", "action", "n"}
     created_at: datetime
 
 
@@ -316,6 +352,7 @@ class Feedback:
     )  # interaction, response index, kind, actor for thumb, rating, choice, edit; None accumulates
     supersedes: str | None = None
     retracted: bool = False
+    quarantine_id: str | None = None  # the Quarantine that keeps it out of Snapshots and metrics
     body_sha256: str
     created_at: datetime
 
@@ -331,6 +368,86 @@ class IdempotencyKey:
     project_id: str
     object_id: str
     body_sha256: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One value of a metric of the business (a purchase, a solved ticket) for one user at one time."""
+
+    id: str
+    project_id: str
+    actor: str
+    name: str
+    value: float
+    at: datetime
+    key: str  # the sender's own, else a hash of actor, name, value and time: the same one is recorded once
+    body_sha256: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quarantine:
+    """Why some feedback counts for nothing while it stands: whose, or on which Interaction. Lifting it gives the feedback back."""
+
+    id: str
+    project_id: str
+    actor: str | None
+    interaction_id: str | None
+    reason: str
+    by: str
+    n_feedback: int
+    created_at: datetime
+    lifted_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erasure:
+    """The removal of what one user said and was told, or of everything older than `until`; names what was built from it."""
+
+    id: str
+    project_id: str
+    reason: ErasureReason
+    actor_sha256: str | None  # of project and pseudonym, which is not kept; None for an erasure by age
+    until: datetime  # what began before
+    by: str
+    counts: Json
+    snapshot_ids: tuple[str, ...]
+    checkpoint_ids: tuple[str, ...]
+    created_at: datetime
+    purge_at: datetime  # when tainted Snapshots and Checkpoints lose their content
+    compacted_at: datetime | None = None  # when the store's file was rewritten without the freed bytes
+    purged_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Webhook:
+    """Somebody else's URL that is told of events."""
+
+    id: str
+    project_id: str
+    url: str
+    events: tuple[str, ...]
+    secret: str  # what deliveries are signed with: needed in clear for every one
+    created_at: datetime
+    ended_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """One event on its way to one Webhook; its body is read from `source_id` when it is sent."""
+
+    id: str
+    project_id: str
+    webhook_id: str
+    event: str
+    object_id: str  # deliveries about one object keep their order
+    source_id: str
+    n_attempts: int = 0
+    next_at: datetime
+    error: str | None = None
+    delivered_at: datetime | None = None
+    given_up_at: datetime | None = None
     created_at: datetime
 
 
@@ -359,6 +476,8 @@ class Comparison:
     priority: int = 0
     reason: str = "random"  # why this question was asked
     batch: str | None = None  # the plan or evaluation it belongs to
+    domain: str | None = None  # only who is qualified for it is lent it
+    gold_choice: str | None = None  # the right response id, where the purpose is gold
     state: ComparisonState = ComparisonState.OPEN
     attributes: Json = field(default_factory=dict)
     created_at: datetime
@@ -394,6 +513,44 @@ class Annotation:
     strength: int | None = None  # 1..3
     order: tuple[str, ...]
     seconds: float
+    reasons: tuple[str, ...] = ()
+    note: str | None = None
+    edit: str | None = None  # the chosen response as the annotator would have written it
+    flagged: bool = False  # a skip that says: something is wrong with the question
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """Whether a Person is lent questions, and those of which domains. Who has none is lent what needs no qualification."""
+
+    id: str
+    project_id: str
+    person_id: str
+    paused_at: datetime | None = None
+    paused_by: str | None = None  # a Person's name, or gold
+    pause_reason: str | None = None
+    gold_since: datetime | None = None  # gold answered before does not count: they were resumed then
+    qualifications: Json = field(default_factory=dict)  # domain -> ISO time when it ends
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Review:
+    """A closed Comparison that an expert looks at again, blind to names; undecided while `decided_at` is None."""
+
+    id: str
+    project_id: str
+    comparison_id: str
+    kind: ReviewKind
+    probability: float | None = None  # that the first response is better, by the votes; None without a vote
+    expert_id: str | None = None
+    verdict: Verdict | None = None
+    choice: str | None = None
+    confidence: int | None = None  # 1..3
+    error_class: str | None = None  # what went wrong, where most annotators erred
+    note: str | None = None
+    decided_at: datetime | None = None
     created_at: datetime
 
 
@@ -425,6 +582,8 @@ class SnapshotRecord:
     sha256: str
     counts: Json
     lineage: Json
+    tainted_at: datetime | None = None  # it holds what has been erased since
+    purged_at: datetime | None = None  # its rows are gone, its manifest stays
     created_at: datetime
 
 
@@ -462,6 +621,8 @@ class Checkpoint:
     run_id: str | None = None
     parent_id: str | None = None
     metrics: Json = field(default_factory=dict)
+    tainted_at: datetime | None = None  # it learned from what has been erased since
+    purged_at: datetime | None = None  # its weights are gone, its manifest stays
     created_at: datetime
 
 
@@ -592,6 +753,8 @@ class ResponseText:
     finish_reason: str | None = "stop"
     logprob: float | None = None
     n_tokens: int | None = None
+    tool_calls: tuple[Json, ...] = ()
+    verdicts: tuple[Json, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -611,16 +774,24 @@ class EvaluationItem:
 PREFIXES: Mapping[type, str] = {
     Project: "prj",
     Person: "per",
+    Invitation: "inv",
     ApiKey: "key",
     Interaction: "int",
     Completion: "int",
     Response: "res",
     Feedback: "fdb",
     IdempotencyKey: "idk",
+    Outcome: "out",
+    Quarantine: "qrt",
+    Erasure: "ers",
+    Webhook: "whk",
+    Delivery: "dlv",
     Guideline: "gdl",
     Comparison: "cmp",
     Lease: "lse",
     Annotation: "ann",
+    Standing: "stn",
+    Review: "rvw",
     Preference: "prf",
     SnapshotRecord: "snp",
     Run: "run",

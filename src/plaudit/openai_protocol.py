@@ -6,9 +6,10 @@ Source: https://platform.openai.com/docs/api-reference/chat, and the streaming r
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from plaudit.errors import BadInput, PlauditError, RateLimited, Unavailable, UpstreamError
@@ -18,6 +19,7 @@ Json = dict[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 MAX_N = 16
 MAX_STOPS = 16
+MAX_CHOICES = 128  # that we believe an answer to have, and tool calls that a choice may have
 # What is handed to an upstream as it came. Everything else in a request is ours (`plaudit`), the caller's (`user`), or unknown and ignored.
 FORWARDED = (
     "messages",
@@ -39,6 +41,8 @@ FORWARDED = (
     "response_format",
     "reasoning_effort",
 )
+# The other names that mean something here. Strict mode refuses all that remain, also those of OpenAI's that would change nothing.
+OURS = ("model", "stream", "stream_options", "user", "plaudit")
 SAMPLING = ("temperature", "top_p", "n", "stop", "seed", "presence_penalty", "frequency_penalty", "response_format")
 
 
@@ -72,16 +76,26 @@ class ChatRequest:
             body["stream_options"] = {"include_usage": True}
         return body
 
+    def with_messages(self, messages: tuple[Json, ...]) -> ChatRequest:
+        """The same request about other messages."""
+        return replace(self, messages=messages, forwarded={**self.forwarded, "messages": list(messages)})
+
     def sampling(self) -> Json:
         """What is remembered of how the answer was drawn."""
         said = {name: self.forwarded[name] for name in SAMPLING if name in self.forwarded}
         return {**said, "max_tokens": self.max_tokens, "n": self.n, "stream": self.stream, "model": self.model}
 
 
-def parse_chat_request(body: Any, max_n: int = MAX_N) -> ChatRequest:
-    """Check a decoded body. Raises BadInput naming the field; unknown fields are ignored."""
+def parse_chat_request(body: Any, max_n: int = MAX_N, strict: bool = False) -> ChatRequest:
+    """Check a decoded body. Raises BadInput naming the field; unknown fields are ignored, where `strict` refused."""
     if not isinstance(body, dict):
         raise BadInput("The body must be a JSON object with `model` and `messages`.")
+    unknown = [name for name in body if name not in FORWARDED and name not in OURS] if strict else []
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], (*FORWARDED, *OURS), n=1, cutoff=0.0)[0]
+        raise BadInput(
+            f"`{unknown[0]}` is not a field that has an effect here; did you mean `{near}`? (strict_requests is on)"
+        )
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise BadInput("`model` must be a non-empty string.")
@@ -202,6 +216,7 @@ class Choice:
     finish_reason: str | None
     logprob: float | None = None
     n_tokens: int | None = None
+    tool_calls: tuple[Json, ...] = ()  # as the server sent them; pieces of a stream joined
 
 
 @dataclass(frozen=True)
@@ -228,47 +243,83 @@ class Gathered:
     def add(self, body: Json) -> None:
         """A decoded chunk or a decoded whole body. Raises UpstreamError where it is neither."""
         try:
-            self._model = body.get("model") or self._model
-            self._usage = body.get("usage") or self._usage
+            self._model = _text(body.get("model")) or self._model
+            self._usage = _counts(body.get("usage")) or self._usage
             for choice in body["choices"]:
-                index = choice.get("index", 0)
-                message = choice.get("delta", choice.get("message")) or {}
-                self._texts.setdefault(index, []).append(message.get("content") or "")
-                for place, call in enumerate(message.get("tool_calls") or ()):
-                    self._add_tool_call(index, call.get("index", place), call)
-                for token in (choice.get("logprobs") or {}).get("content") or ():
-                    self._logprobs.setdefault(index, []).append(float(token["logprob"]))
-                self._finish[index] = choice.get("finish_reason") or self._finish.get(index)
+                self._add_choice(choice)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UpstreamError("The model server answered with something that is not a chat completion.") from error
+
+    def _add_choice(self, choice: Json) -> None:
+        index = _place(choice.get("index", 0))
+        message = choice.get("delta", choice.get("message")) or {}
+        self._texts.setdefault(index, []).append(_text(message.get("content")))
+        for place, call in enumerate(message.get("tool_calls") or ()):
+            known = self._tools.setdefault(index, {}).setdefault(_place(call.get("index", place)), {})
+            _join(known, {name: value for name, value in call.items() if name != "index"})
+        for token in (choice.get("logprobs") or {}).get("content") or ():
+            self._logprobs.setdefault(index, []).append(float(token["logprob"]))
+        self._finish[index] = _text(choice.get("finish_reason")) or self._finish.get(index)
 
     @property
     def usage(self) -> Json:
         """The counts as the server gave them; empty where it gave none."""
         return self._usage
 
-    def _add_tool_call(self, index: int, place: int, call: Json) -> None:
-        known = self._tools.setdefault(index, {}).setdefault(place, {"id": None, "name": None, "arguments": ""})
-        function = call.get("function") or {}
-        known["id"] = call.get("id") or known["id"]
-        known["name"] = function.get("name") or known["name"]
-        known["arguments"] += function.get("arguments") or ""
+    @property
+    def indices(self) -> list[int]:
+        """Of the choices of `answer()`, in its order."""
+        return sorted(self._texts)
 
     def answer(self) -> Answer:
         """Tool calls stand in for a text that is not there, as JSON."""
         choices = []
         for index in sorted(self._texts):
             text = "".join(self._texts[index])
-            if not text and index in self._tools:
-                text = json.dumps({"tool_calls": list(self._tools[index].values())}, ensure_ascii=False)
+            calls = tuple(call for _, call in sorted(self._tools.get(index, {}).items()))
+            if not text and calls:
+                named = [{"id": call.get("id"), **(call.get("function") or call.get("custom") or {})} for call in calls]
+                text = json.dumps({"tool_calls": named}, ensure_ascii=False)
             logprobs = self._logprobs.get(index)
             n_tokens = len(logprobs) if logprobs else self._usage.get("completion_tokens")
             if not logprobs and len(self._texts) > 1:
                 n_tokens = None  # usage counts all choices together
             total = sum(logprobs) if logprobs else None
-            choices.append(Choice(text, self._finish.get(index), total, n_tokens))
+            choices.append(Choice(text, self._finish.get(index), total, n_tokens, calls))
         usage = self._usage
         return Answer(self._model, tuple(choices), usage.get("prompt_tokens"), usage.get("completion_tokens"))
+
+
+def _text(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise TypeError(f"{value!r} is not a text")
+
+
+def _place(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_CHOICES:
+        return value
+    raise TypeError(f"{value!r} is not an index")
+
+
+def _counts(value: Any) -> Json:
+    """Usage, whose counts we store."""
+    counts = {} if value is None else dict(value)
+    for name in ("prompt_tokens", "completion_tokens"):
+        if not isinstance(counts.get(name, 0), int | None):
+            raise TypeError(f"{name} is {counts[name]!r}")
+    return counts
+
+
+def _join(known: Json, piece: Json) -> None:
+    """Add a piece of a tool call to what is known of it: the argument text grows, everything else is said once."""
+    for name, value in piece.items():
+        if isinstance(value, dict):
+            _join(known.setdefault(name, {}), value)
+        elif name in ("arguments", "input") and isinstance(value, str):
+            known[name] = known.get(name, "") + value
+        elif value is not None:
+            known[name] = value
 
 
 def read_answer(body: Any) -> Answer:

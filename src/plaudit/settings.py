@@ -7,7 +7,9 @@ refused with the nearest valid one.
 from __future__ import annotations
 
 import difflib
+import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -15,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from plaudit.errors import ConfigError
+
+ROLES = ("gateway", "feedback", "console", "worker")
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,15 @@ class Settings:
     store_url: str = field(
         default="", metadata={"help": "SQLAlchemy URL of the store; empty means SQLite in the home."}
     )
-    host: str = field(default="127.0.0.1", metadata={"help": "Address the service listens on."})
+    role: str = field(
+        default="all",
+        metadata={
+            "help": "What this process serves: all, or some of gateway, feedback, console and worker with commas."
+        },
+    )
+    host: str = field(
+        default="127.0.0.1", metadata={"help": "Address the service listens on; another one needs an API key first."}
+    )
     port: int = field(default=8484, metadata={"help": "Port of the service: gateway, feedback and annotation API."})
     policy_port: int = field(default=8485, metadata={"help": "Port of the policy server."})
     base: str = field(
@@ -42,15 +54,91 @@ class Settings:
     )
     overlap: int = field(default=3, metadata={"help": "How many distinct annotators answer a comparison."})
     lease_s: float = field(default=120.0, metadata={"help": "Seconds for which a comparison is lent to an annotator."})
+    gold_fraction: float = field(
+        default=0.07, metadata={"help": "Share of lent questions whose answer is known, where a project has gold."}
+    )
+    extra_votes: int = field(
+        default=0,
+        metadata={"help": "Votes beyond the overlap, at most, while the answers do not decide; then an expert."},
+    )
+    audit_fraction: float = field(
+        default=0.05, metadata={"help": "Share of closed training comparisons that an expert looks at again."}
+    )
+    pay_per_answer: float = field(default=0.0, metadata={"help": "What one answer costs, in your currency."})
+    annotation_budget: float = field(
+        default=0.0,
+        metadata={"help": "Once answers have cost this much, no further votes and audits; 0 sets no limit."},
+    )
     upstream_timeout_s: float = field(
         default=120.0,
-        metadata={"help": "Seconds the gateway waits for the model server's first byte, and between chunks."},
+        metadata={"help": "Seconds the gateway waits for the model server's first byte or first chunk."},
+    )
+    upstream_idle_s: float = field(
+        default=60.0, metadata={"help": "Seconds the gateway waits for each later chunk of a stream."}
+    )
+    strict_requests: bool = field(
+        default=False,
+        metadata={"help": "Refuse fields of a chat completion that have no effect here, instead of ignoring them."},
+    )
+    filters: tuple[Any, ...] = field(
+        default=(),
+        metadata={"help": "Rules on the text of prompts and answers: [[filters]] tables, in the order they act."},
+    )
+    on_store_failure: str = field(
+        default="serve",
+        metadata={"help": "While the store does not answer: serve (rows wait in HOME/spool) or refuse (503)."},
+    )
+    store_patience_s: float = field(
+        default=1.0, metadata={"help": "Seconds a chat waits for the store before its rows go to HOME/spool."}
+    )
+    telemetry: bool = field(
+        default=False, metadata={"help": "Emit OpenTelemetry spans of chats; needs the extra otel."}
     )
     max_body_bytes: int = field(
         default=1_000_000, metadata={"help": "Largest request body; a larger one is answered 413."}
     )
+    rate_per_key: float = field(
+        default=0.0, metadata={"help": "Requests a second of one API key; more are answered 429. 0 sets no limit."}
+    )
+    rate_per_actor: float = field(
+        default=0.0,
+        metadata={"help": "Chats and feedback a second of one end user; more are answered 429. 0 sets no limit."},
+    )
+    rate_burst_s: float = field(
+        default=10.0, metadata={"help": "Seconds' worth of either rate that may come at once, after a pause."}
+    )
+    feedback_origins: str = field(
+        default="",
+        metadata={
+            "help": "Origins, with commas, whose pages may send feedback with a token (CORS); empty: only those of our own."
+        },
+    )
+    feedback_keys: str = field(
+        default="",
+        repr=False,
+        metadata={
+            "help": "Keys that sign feedback tokens, id:secret with commas, the signing one first; empty means a file in the home."
+        },
+    )
+    on_abuse: str = field(
+        default="show",
+        metadata={"help": "What the worker does with feedback that looks like abuse: show or quarantine."},
+    )
+    retention_days: float = field(
+        default=0.0, metadata={"help": "Days after which the worker erases what users said; 0 keeps it."}
+    )
+    purge_days: float = field(
+        default=30.0,
+        metadata={"help": "Days after an erasure until Snapshots and Checkpoints built from it lose their content."},
+    )
     monitor_interval_s: float = field(
         default=30.0, metadata={"help": "Seconds between two measurements of production by the worker."}
+    )
+    audit_anchor: str = field(
+        default="",
+        metadata={
+            "help": "File of signed heads of the audit log, best on another disk; empty means audit/anchors.jsonl in the home."
+        },
     )
     min_new_preferences: int = field(
         default=100, metadata={"help": "New preferences since the last turn that make the loop due."}
@@ -67,6 +155,21 @@ class Settings:
     @property
     def policy_url(self) -> str:
         return f"http://127.0.0.1:{self.policy_port}/v1"  # it is ours alone, whatever the service listens on
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """`role`, taken apart. Raises ConfigError."""
+        named = frozenset(part.strip() for part in self.role.split(","))
+        if named == {"all"}:
+            return frozenset(ROLES)
+        if not named <= frozenset(ROLES):
+            raise ConfigError(f"role is {self.role!r}; give all, or some of {', '.join(ROLES)} with commas.")
+        return named
+
+
+def shown(url: str) -> str:
+    """A URL without the password in it, for messages."""
+    return re.sub(r"//([^/@:]*):[^/@]*@", r"//\1:***@", url)
 
 
 NAMES = tuple(spec.name for spec in fields(Settings))
@@ -105,9 +208,33 @@ def _known(name: str, where: str) -> None:
 
 def _convert(name: str, value: Any) -> Any:
     default = getattr(Settings, name)
+    if isinstance(default, bool):
+        return _flag(name, value)
+    if isinstance(default, tuple):
+        return _tables(name, value)
     try:
         if isinstance(default, Path):
             return Path(value).expanduser().absolute()
         return type(default)(value)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name} is {value!r}; give a {type(default).__name__}.") from error
+
+
+def _flag(name: str, value: Any) -> bool:
+    """TOML has booleans, the environment has words."""
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() not in ("true", "false"):
+        raise ConfigError(f"{name} is {value!r}; give true or false.")
+    return str(value).lower() == "true"
+
+
+def _tables(name: str, value: Any) -> tuple[Any, ...]:
+    """A list of tables; in the environment, where there are none, a JSON list of objects."""
+    try:
+        value = json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ConfigError(f"{name} is {value!r}; give a JSON list of objects ({error}).") from error
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{name} is {value!r}; write [[{name}]] tables.")
+    return tuple(value)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import ast
+import asyncio
+import json
 import os
+import re
+import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 from click.testing import CliRunner
 
@@ -50,6 +56,71 @@ def test_chat_with_feedback(service) -> None:
         {"up": True},
     )
     assert feedback.actor == "u-17"
+
+    # A person's own curl: the program's last line, with the token in the place of a key.
+    curl = shlex.split(said[2])
+    assert "plk_" not in said[2]
+    if shutil.which("curl") is None:
+        pytest.skip("there is no curl to try the printed line with")
+    done = subprocess.run(curl, capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout)["status"] == "recorded"
+    assert {"rating": 5} in [one.value for one in service.store.find(Feedback)]
+
+
+def test_chat_app(service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The application in this process, asked as its page asks it."""
+    monkeypatch.setenv("PLAUDIT_URL", service.url)
+    monkeypatch.setenv("PLAUDIT_KEY", service.key("application"))
+    names = runpy.run_path(str(EXAMPLES / "chat_app.py"))
+
+    async def use() -> dict[str, str]:
+        transport = httpx.ASGITransport(names["app"])
+        async with httpx.AsyncClient(transport=transport, base_url="http://app") as browser:
+            assert '<script src="/plaudit/widget.js" defer>' in (await browser.get("/")).text
+            assert "plaudit-feedback" in (await browser.get("/plaudit/widget.js")).text
+            answer = (await browser.post("/ask", json={"text": "Is it open?"})).json()
+            thumb = {"interaction_id": answer["id"], "kind": "thumb", "value": {"up": False}}
+            said = await browser.post("/plaudit/feedback", json={"token": answer["token"], "items": [thumb]})
+            assert [one["code"] for one in said.json()["results"]] == [201]
+        await names["client"].close()
+        return answer
+
+    answer = asyncio.run(use())
+    names["capture"].close()
+    (feedback,) = service.store.find(Feedback)
+    assert (feedback.interaction_id, feedback.value, feedback.actor) == (answer["id"], {"up": False}, "u-17")
+    assert service.store.find(Response, interaction_id=answer["id"])[0].text == answer["text"]
+
+
+def test_adopting_capture_takes_at_most_ten_lines() -> None:
+    marked = re.compile(r"(#|//|<!--) plaudit( -->)?$")
+    lines = (EXAMPLES / "chat_app.py").read_text().partition('"""\n\n')[2].splitlines()
+    adopted = [line for line in lines if marked.search(line)]
+    assert 5 <= len(adopted) <= 10
+    assert [
+        line for line in lines if "plaudit" in re.sub(r'model="plaudit"', "", line.lower()) and line not in adopted
+    ] == []
+
+
+def test_import_logs(service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "logs.jsonl"
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "import_logs.py"), str(file)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == f"{file}: 2 interactions\n"
+    monkeypatch.setenv("PLAUDIT_HOME", str(service.home))
+    for _ in range(2):
+        imported = CliRunner().invoke(plaudit, ["interactions", "import", str(file)])
+        assert imported.exit_code == 0, imported.output
+    said = {one.actor: one for one in service.store.find(Interaction)}
+    assert set(said) == {"u-17", "u-18"}
+    (thumb,) = service.store.find(Feedback)
+    assert (thumb.interaction_id, thumb.value) == (said["u-18"].id, {"up": False})
+    assert said["u-17"].created_at.isoformat() == "2026-01-05T09:30:00+00:00"
 
 
 def test_log_from_elsewhere(service) -> None:

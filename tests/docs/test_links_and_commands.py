@@ -12,6 +12,7 @@ import pytest
 
 from plaudit.cli.main import plaudit as root
 from plaudit.learn.configs import PROGRAMS
+from plaudit.policy_server import __main__ as policy_server
 
 from .conftest import ROOT, Page, all_pages
 
@@ -77,6 +78,11 @@ def test_commands_exist(page: str, words: list[str]) -> None:
             check_plaudit(rest)
         case ["python", "-m", "plaudit.learn", program, *_]:
             assert program in (*PROGRAMS, "prepare")
+        case ["torchrun", *options, "-m", "plaudit.learn", program, "RUN_DIR"]:
+            assert program in PROGRAMS
+            assert all(option.startswith("--") for option in options)
+        case ["python", "-m", "plaudit.policy_server", *options]:
+            policy_server._parse(options)
         case ["source", ".venv/bin/activate"] | ["export", _]:
             pass
         case _:

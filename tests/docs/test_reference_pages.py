@@ -19,7 +19,7 @@ from plaudit.cli.main import plaudit as root
 from plaudit.demo_steps import plan
 from plaudit.errors import PlauditError, UpstreamError
 from plaudit.learn import configs
-from plaudit.loop import collect, evaluate, experiment, govern, monitor
+from plaudit.loop import collect, experiment, gates, govern, monitor, suites
 from plaudit.loop.pipeline import TurnConfig
 from plaudit.policy_server import __main__ as policy_server
 from plaudit.settings import Settings
@@ -68,14 +68,14 @@ def said_default(value: Any) -> str:
     return "all seven" if value == configs.parts.LINEAR_LAYERS else json.dumps(value)
 
 
-@pytest.mark.parametrize(("heading", "kind"), [("The gate", evaluate.GateRules), ("The ramp", experiment.Rules)])
+@pytest.mark.parametrize(("heading", "kind"), [("The gate", gates.GateRules), ("The ramp", experiment.Rules)])
 def test_release_rules(pages, heading: str, kind: type) -> None:
     shown = stated(pages["release.md"].section(heading))
     assert {name: float(value) for name, value in shown.items()} == {s.name: default_of(s) for s in fields(kind)}
 
 
 def test_the_gate_names_its_suites(pages) -> None:
-    assert all(suite in pages["release.md"].section("The gate").text for suite in evaluate.SUITES)
+    assert all(suite in pages["release.md"].section("The gate").text for suite in suites.SUITES)
 
 
 def test_training_programs(pages) -> None:
@@ -269,8 +269,8 @@ def test_metrics(pages, program: str) -> None:
     if program in (
         "ppo",
         "grpo",
-    ):  # logged by experience.py, which they share, with a name for each of the reward's terms
-        shared = functions(PACKAGE / "learn" / "experience.py")
+    ):  # logged by what they share, with a name for each of the reward's terms
+        shared = functions(PACKAGE / "learn" / "experience.py") | functions(PACKAGE / "learn" / "online_run.py")
         expected |= set.union(*(keys_of(shared[name]) for name in ("figures_of", "run_epochs", "run_steps")))
         expected |= {"guard_<name>", "guards"}  # guards.py's, which have a page of their own
         expected = (expected | {"term_<name>", "term_<name>_sd"}) - {"ratio"}  # which is looked at, not logged
@@ -289,7 +289,9 @@ def test_files_of_a_checkpoint(pages) -> None:
 
 
 def test_the_checklist_has_a_line_for_every_number_in_the_code(pages) -> None:
-    source = "".join((PACKAGE / "learn" / file).read_text() for file in ("experience.py", "ppo.py", "grpo.py"))
+    source = "".join(
+        (PACKAGE / "learn" / file).read_text() for file in ("experience.py", "online_run.py", "ppo.py", "grpo.py")
+    )
     # In prose and comments only: a space before the bracket, which no index has.
     cited = {int(part) for group in re.findall(r" \[(\d+(?:, \d+)*)\]", source) for part in group.split(", ")}
     assert len(cited) > 5

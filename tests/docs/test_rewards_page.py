@@ -8,6 +8,7 @@ import pytest
 
 from plaudit.learn import configs
 from plaudit.learn.answers import Answers, checked
+from plaudit.loop import pipeline
 
 from .conftest import Page, code_in
 
@@ -44,7 +45,12 @@ def test_every_field_of_a_term_is_documented(kind: str) -> None:
 
 
 def test_the_examples_are_accepted(pages) -> None:
-    (block,) = pages["rewards.md"].blocks("json")
+    block, turn = pages["rewards.md"].blocks("json")
+    asked = pipeline.TurnConfig(**json.loads(turn)).ppo["reward"]
+    made = configs.from_dict(
+        configs.PPOConfig, {"snapshot": "s", "base": "b", "reward": configs.with_newest(asked, "/rm")}
+    )
+    assert made.reward[0].checkpoints == ("/rm",)
     decoder, rest, read = json.JSONDecoder(), block.strip(), []
     while rest:
         value, end = decoder.raw_decode(rest)

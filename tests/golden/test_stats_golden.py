@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plaudit.stats import aggregate, agreement, assignment, drift, intervals, sequential, user_metrics
+from plaudit.loop import label_files
+from plaudit.stats import aggregate, agreement, drift, group_sequential, intervals, sequential, user_metrics
 
 GOLDEN = json.loads((Path(__file__).parent / "stats.json").read_text(encoding="utf-8"))
 
@@ -54,6 +55,21 @@ def test_two_rater_coefficients_match_irrcac(rng):
     assert report.fleiss.mean == pytest.approx(golden["scott"], abs=1e-7)
     assert report.alpha.mean == pytest.approx(golden["alpha"], abs=1e-7)
     assert agreement.cohen_kappa(first, second, rng, 50).mean == pytest.approx(golden["cohen"], abs=1e-7)
+    assert agreement.pairwise_kappa(votes, rng, n_resamples=50).mean.mean == pytest.approx(golden["cohen"], abs=1e-7)
+
+
+def test_a_file_of_krippendorffs_ratings_gives_his_alphas(tmp_path):
+    golden = GOLDEN["krippendorff_alpha"]
+    lines = [
+        f"{unit},{coder},{value}\n"
+        for coder, row in enumerate(golden["matrix_coder_by_unit"])
+        for unit, value in enumerate(row)
+        if value is not None
+    ]
+    (tmp_path / "ratings.csv").write_text("item,worker,label\n" + "".join(lines))
+    report = label_files.agreement_file(tmp_path / "ratings.csv")
+    for level in ("nominal", "ordinal", "interval"):
+        assert report.alpha[level].mean == pytest.approx(golden[level], abs=1e-12)
 
 
 def test_confidence_sequence_matches_confseq():
@@ -96,6 +112,20 @@ def test_cusum_run_lengths_match_montgomery(h):
     assert ours == pytest.approx(golden[f"h{h}"], rel=6e-3)
 
 
-@pytest.mark.parametrize("vector", GOLDEN["assignment"]["vectors"], ids=lambda v: f"{v['salt']}:{v['unit']}")
-def test_buckets_match_sha256sum(vector):
-    assert assignment.bucket(vector["salt"], vector["unit"]) == vector["bucket"]
+def test_group_sequential_matches_gsdesign():
+    golden = GOLDEN["group_sequential"]
+    for looks, type_1 in golden["repeated_1_96_one_sided"].items():
+        assert group_sequential.crossing([1.96] * int(looks), two_sided=False) == pytest.approx(type_1, abs=6e-4)
+    bounds = group_sequential.obrien_fleming(4)
+    assert bounds == pytest.approx(golden["obrien_fleming_4"], abs=6e-3)
+    assert group_sequential.inflation(group_sequential.obrien_fleming(5)) == pytest.approx(
+        golden["inflation_k5_power_80"], abs=6e-4
+    )
+
+
+@pytest.mark.slow
+def test_group_sequential_matches_gsdesign_at_twenty_looks():
+    bounds = group_sequential.obrien_fleming(20)
+    assert group_sequential.inflation(bounds, power=0.9) == pytest.approx(
+        GOLDEN["group_sequential"]["inflation_k20_power_90"], abs=6e-4
+    )

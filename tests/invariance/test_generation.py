@@ -110,6 +110,47 @@ def test_the_shared_beginning_changes_nothing(decoder, prompts, monkeypatch):
     assert generate(decoder, prompts, 2, SAMPLING).rollout == shared.rollout
 
 
+def run_through(loop, rows):
+    loop.admit(rows)
+    while loop.rows:
+        loop.step()
+    return [row.ids for row in rows]
+
+
+def test_prompts_that_were_kept_change_nothing(decoder, prompts):
+    """Asked again, alone and among others, by base and adapter: the text of a loop that keeps nothing."""
+    adapter = make_adapter(decoder, 3)
+    loop = DecodeLoop(decoder, prompt_bytes=10**8)
+    for owner in (None, adapter, None, adapter):
+        alone = generate(decoder, prompts, 1, SAMPLING, owner).rollout.response_ids
+        for part in ((0, 3, 5), (3,), range(8)):
+            got = run_through(loop, [Row(prompts[i], SAMPLING, i, owner) for i in part])
+            assert got == [alone[i] for i in part]
+    kept = loop._cache.prompts
+    assert (kept.misses, kept.hits, len(kept)) == (16, 32, 16)
+
+
+def test_a_small_room_for_prompts_changes_nothing(decoder, prompts):
+    alone = generate(decoder, prompts, 1, SAMPLING).rollout.response_ids
+    roomy = DecodeLoop(decoder, prompt_bytes=10**8)
+    run_through(roomy, [Row(prompt, SAMPLING, i) for i, prompt in enumerate(prompts)])
+    loop = DecodeLoop(decoder, prompt_bytes=roomy._cache.prompts.used_bytes * 2 // 3)
+    for _ in range(3):
+        assert run_through(loop, [Row(prompt, SAMPLING, i) for i, prompt in enumerate(prompts)]) == alone
+    assert 0 < len(loop._cache.prompts) < 8
+
+
+def test_an_unloaded_adapter_leaves_nothing_behind_and_its_last_rows_are_right(decoder, prompts):
+    adapter = make_adapter(decoder, 3)
+    loop = DecodeLoop(decoder, prompt_bytes=10**8)
+    alone = generate(decoder, prompts, 1, SAMPLING, adapter).rollout.response_ids
+    assert run_through(loop, [Row(prompt, SAMPLING, i, adapter) for i, prompt in enumerate(prompts)]) == alone
+    loop.forget(adapter)
+    assert run_through(loop, [Row(prompt, SAMPLING, i, adapter) for i, prompt in enumerate(prompts)]) == alone
+    assert len(loop._cache.prompts) == loop._cache.prompts.used_bytes == 0
+    assert adapter not in loop._cache._prefix
+
+
 def test_prefill_in_parts_changes_nothing(decoder, prompts, monkeypatch):
     whole = generate(decoder, prompts, 1, SAMPLING)
     monkeypatch.setattr(rollout, "PREFILL_TOKENS", 100)

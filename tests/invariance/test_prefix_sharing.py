@@ -57,6 +57,46 @@ def test_a_layout_that_leaks_between_responses_would_be_seen(decoder, rollout):
     assert (right - wrong).abs().max() > 0.1
 
 
+@pytest.fixture(scope="module")
+def alike(rollout):
+    """The same responses, all prompts beginning with eleven tokens."""
+    start = [258, *range(40, 50)]
+    return Rollout(
+        [[*start, *ids] for ids in rollout.prompt_ids], rollout.response_ids, rollout.group, rollout.finished
+    )
+
+
+@pytest.mark.parametrize("responses", [None, [3, 4, 9, 22]])
+@pytest.mark.parametrize("layer", [0, 2])
+def test_a_beginning_that_all_prompts_share_is_run_once_a_row_and_changes_nothing(
+    decoder, adapter, alike, responses, layer
+):
+    plain = response_logprobs(decoder, adapter, pack(alike, responses, share_prefix=False))
+    trunk = run_trunk(decoder, alike, layer, 150, common=11) if layer else None
+    packs = pack(alike, responses, 300, common=11)
+    shared = response_logprobs(decoder, adapter, packs, trunk)
+    assert torch.equal(plain[1], shared[1])
+    torch.testing.assert_close(plain[0], shared[0], atol=2e-6, rtol=1e-6)
+    real = sum(int((batch.source >= 0).sum()) for batch in packs)
+    groups = {alike.group[i] for i in responses or range(24)}
+    rows = sum(len(batch.ids) for batch in packs)
+    assert rows < len(groups)
+    members = responses or range(24)
+    own = sum(len(alike.prompt_ids[g]) - 11 for g in groups) + sum(len(alike.response_ids[i]) for i in members)
+    assert real == own + 11 * rows
+
+
+def test_groups_behind_a_shared_beginning_do_not_see_each_other(decoder, alike):
+    """What a group's answers are given depends on that group alone: another neighbour, the same numbers."""
+    other = [*alike.response_ids[:23], [35, 36, 37]]
+    changed = Rollout([*alike.prompt_ids[:5], [*alike.prompt_ids[5], 90]], other, alike.group, alike.finished)
+    before, after = (response_logprobs(decoder, None, pack(data, common=11))[0] for data in (alike, changed))
+    mine = [i for i in range(24) if alike.group[i] != 5]
+    width = min(before.shape[1], after.shape[1])
+    torch.testing.assert_close(before[mine, :width], after[mine, :width], atol=2e-6, rtol=1e-6)
+    assert (before[5, 0] - after[5, 0]).abs() > 1e-3
+
+
 @pytest.mark.parametrize("budget", [1, 60, 200, 100000])
 def test_checklist_1_padding_does_not_matter(decoder, adapter, rollout, budget):
     expected = response_logprobs(decoder, adapter, pack(rollout))[0]

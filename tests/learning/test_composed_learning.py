@@ -54,7 +54,9 @@ def test_your_own_function_is_learned_and_every_term_is_told_apart(ppo_config, m
     lineage = json.loads((tmp_path / "run" / "result.json").read_text())["reward"]
     assert lineage == result["reward"]
     assert [len(term.get("source_sha256", "")) for term in lineage["terms"]] == [64, 0]
-    assert "reward" not in read_manifest(tmp_path / "run" / "checkpoint", "checkpoint").body["parents"]
+    body = read_manifest(tmp_path / "run" / "checkpoint", "checkpoint").body
+    assert "reward" not in body["parents"]
+    assert body["learnt_from"] == lineage  # a policy says itself what it was taught by
 
 
 def test_a_turned_weight_teaches_the_opposite(ppo_config, module, tmp_path):

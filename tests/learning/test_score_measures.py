@@ -73,6 +73,25 @@ def test_each_measure_is_what_it_says(tiny, inputs, vowel_reward, policy, tmp_pa
     assert result["n"] == 3
 
 
+def test_kl_only_of_what_the_policy_wrote(tiny, policy, tmp_path):
+    """Marked or not, an own answer has the same KL; of the others there is none, and the mean is over those that there are."""
+    lines = {}
+    for name, marks in (("all", {}), ("own", {"by_policy": [False, True]}), ("none", {"by_policy": False})):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps({**ROWS[0], "id": i, **marks}) + "\n" for i in range(3)))
+        config = {"inputs": str(path), "base": str(tiny), "measures": ["nll", "kl"], "policy": str(policy)}
+        result = measure(tmp_path / name, **config)
+        lines[name] = read_jsonl(tmp_path / name / "scores.jsonl")
+        own = [line["kl"] for line in lines[name] if "kl" in line]
+        assert result["kl"] == pytest.approx(sum(own) / len(own) if own else 0)
+    for everything, own, none in zip(lines["all"], lines["own"], lines["none"], strict=True):
+        assert ("kl" in own) == (own["index"] == 1)
+        assert "kl" not in none
+        assert own["nll"] == pytest.approx(everything["nll"], abs=1e-5)
+        if "kl" in own:
+            assert own["kl"] == pytest.approx(everything["kl"], abs=1e-4)
+
+
 def test_resume_repeats_only_the_last_block(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(score, "BLOCK", 2)
     path = tmp_path / "inputs.jsonl"

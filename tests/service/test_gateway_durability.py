@@ -1,4 +1,7 @@
-"""What the gateway promises about the disk: the stub before the first byte, the end before the last; and both calls start together."""
+"""What the gateway promises about the disk: the stub before the first byte, the end before the last; and both calls start together.
+
+Here with `on_store_failure` refuse, where the disk is the store's alone; with the spool beside it: test_store_outage.py.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,7 @@ def test_no_byte_leaves_before_the_stub_is_on_disk_although_the_model_was_asked(
         return JSONResponse(protocol.completion("x", 0, "m", choices, protocol.usage(1, 1)))
 
     url = serve(Starlette(routes=[Route("/v1/chat/completions", completions, methods=["POST"])]))
-    service = start_service(url + "/v1", "m-1")
+    service = start_service(url + "/v1", "m-1", on_store_failure="refuse")
     headers = {"authorization": f"Bearer {service.key('application')}"}
     gate.closed_at = 1
     with pytest.raises(httpx.ReadTimeout):
@@ -85,14 +88,14 @@ def test_no_byte_leaves_before_the_stub_is_on_disk_although_the_model_was_asked(
 
 
 def test_a_stream_has_no_first_byte_before_the_stub(start_service, gate) -> None:
-    service = start_service()
+    service = start_service(on_store_failure="refuse")
     gate.closed_at = 1
     with pytest.raises(httpx.ReadTimeout), stream(service, timeout=1):
         pass
 
 
 def test_a_stream_is_not_done_before_its_end_is_on_disk(start_service, gate) -> None:
-    service = start_service()
+    service = start_service(on_store_failure="refuse")
     gate.closed_at = 2
     with stream(service, timeout=1) as response:
         text = read_until_silence(response)
@@ -102,7 +105,7 @@ def test_a_stream_is_not_done_before_its_end_is_on_disk(start_service, gate) -> 
 
 
 def test_a_whole_answer_is_not_sent_before_its_end_is_on_disk(start_service, gate) -> None:
-    service = start_service()
+    service = start_service(on_store_failure="refuse")
     headers = {"authorization": f"Bearer {service.key('application')}"}
     gate.closed_at = 2
     with pytest.raises(httpx.ReadTimeout):
@@ -114,7 +117,7 @@ def test_a_whole_answer_is_not_sent_before_its_end_is_on_disk(start_service, gat
 def test_a_store_that_fails_refuses_before_the_first_byte_and_no_end_without_a_stub_is_written(
     start_service, gate, as_stream
 ) -> None:
-    service = start_service()
+    service = start_service(on_store_failure="refuse")
     headers = {"authorization": f"Bearer {service.key('application')}"}
     url = service.url + "/v1/chat/completions"
     gate.fails_at = 1

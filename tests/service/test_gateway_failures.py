@@ -268,3 +268,134 @@ def test_no_live_release_is_a_503_that_says_what_to_do(start_service) -> None:
     assert "plaudit up" in response.json()["error"]["message"]
     assert httpx.get(service.url + "/readyz").status_code == 503
     assert httpx.get(service.url + "/healthz").status_code == 200
+
+
+# --- stalls, garbage, strictness ---------------------------------------------------------------------------------------
+
+
+def stalling(*pieces: bytes, repeat: bytes, every_s: float, gone: threading.Event):
+    """Says `pieces`, then only `repeat` until the client is gone."""
+
+    async def handler(request: Request) -> StreamingResponse:
+        async def body():
+            for piece in pieces:
+                yield piece
+            while not gone.is_set():
+                await asyncio.sleep(every_s)
+                yield repeat
+
+        return StreamingResponse(body(), media_type="text/event-stream")
+
+    return handler
+
+
+@pytest.mark.parametrize("repeat", [b": still here\n\n", words("")[0]], ids=["comments", "empty chunks"])
+def test_a_stream_that_never_says_a_word_is_a_504_however_alive_its_connection(start_service, serve, repeat) -> None:
+    gone = threading.Event()
+    handler = stalling(repeat=repeat, every_s=0.02, gone=gone)
+    service = start_service(serve(upstream(handler)) + "/v1", "m-1", upstream_timeout_s=0.4)
+    try:
+        response = post(service, stream=True)
+        assert response.status_code == 504
+        assert "silent" in response.json()["error"]["message"]
+        (completion,) = service.store.find(Completion)
+        assert completion.status == CompletionStatus.ERROR
+    finally:
+        gone.set()
+
+
+def test_a_stream_that_falls_silent_midway_ends_with_an_error_event(start_service, serve) -> None:
+    gone = threading.Event()
+    handler = stalling(*words("half", " of"), repeat=b": still here\n\n", every_s=0.02, gone=gone)
+    service = start_service(serve(upstream(handler)) + "/v1", "m-1", upstream_idle_s=0.4)
+    try:
+        response = post(service, stream=True)
+        assert response.status_code == 200
+        assert response.text.rstrip().split("\n\n")[-1].startswith("event: error\n")
+        assert "[DONE]" not in response.text
+        (kept,) = service.store.find(Response)
+        assert kept.text == "half of"
+    finally:
+        gone.set()
+
+
+GARBAGE = [
+    {"choices": [{"index": "zero", "message": {"content": "x"}}]},
+    {"choices": [{"index": -1, "message": {"content": "x"}}]},
+    {"choices": [{"index": 0, "message": {"content": 7}}]},
+    {"choices": [{"index": 0, "message": {"content": "x"}, "finish_reason": {"a": 1}}]},
+    {"choices": [{"index": 0, "message": {"content": "x", "tool_calls": ["f"]}}]},
+    {"choices": [{"index": 0, "message": {"content": "x"}}], "usage": {"prompt_tokens": "many"}},
+    {"choices": [{"index": 0, "message": {"content": "x"}, "logprobs": {"content": [{"logprob": None}]}}]},
+    {"choices": {"0": "x"}},
+]
+
+
+@pytest.mark.parametrize("body", GARBAGE, ids=range(len(GARBAGE)))
+def test_json_that_is_no_completion_is_a_502_and_no_bug(start_service, serve, body) -> None:
+    async def handler(request: Request):
+        if not (await request.json())["stream"]:
+            return JSONResponse(body)
+        return await streaming(protocol.event(body), protocol.DONE)(request)
+
+    service = start_service(serve(upstream(handler)) + "/v1", "m-1")
+    for stream in (False, True):
+        response = post(service, stream=stream)
+        assert response.status_code == 502, response.text
+        assert response.json()["error"]["code"] == "upstream_error"
+    assert {completion.status for completion in service.store.find(Completion)} == {CompletionStatus.ERROR}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_text_that_no_database_holds_is_mended_not_lost(start_service, serve, stream) -> None:
+    """A NUL and half of a surrogate pair, which JSON can spell."""
+
+    async def handler(request: Request):
+        if not stream:
+            text = '{"choices": [{"index": 0, "message": {"content": "a\\u0000b\\ud83dc\\ud83d\\ude00"}, "finish_reason": "stop"}]}'
+            return PlainTextResponse(text, media_type="application/json")
+        text = 'data: {"choices": [{"index": 0, "delta": {"content": "a\\u0000b\\ud83dc\\ud83d\\ude00"}, "finish_reason": "stop"}]}\n\n'
+        return await streaming(text.encode(), protocol.DONE)(request)
+
+    service = start_service(serve(upstream(handler)) + "/v1", "m-1")
+    response = post(service, stream=stream)
+    assert response.status_code == 200
+    assert "a\ufffdb\ufffdc😀" in response.text
+    assert service.store.find(Response)[0].text == "a\ufffdb\ufffdc😀"
+
+
+def test_strict_mode_refuses_what_has_no_effect_and_names_the_nearest(start_service) -> None:
+    assert (
+        post(start_service(strict_requests=True), temprature=1)
+        .json()["error"]["message"]
+        .startswith("`temprature` is not a field that has an effect here; did you mean `temperature`?")
+    )
+
+
+def test_tool_calls_in_pieces_reach_the_caller_untouched_and_the_store_joined(start_service, serve) -> None:
+    pieces = [
+        {"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": {"name": "find", "arguments": ""}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": '{"q":'}}]},
+        {
+            "tool_calls": [
+                {"index": 1, "id": "c2", "type": "function", "function": {"name": "count", "arguments": "{}"}}
+            ]
+        },
+        {"tool_calls": [{"index": 0, "function": {"arguments": " 1}"}}]},
+    ]
+    chunks = [protocol.event(protocol.chunk("x", 0, "m", 0, piece)) for piece in pieces]
+    end = protocol.event(protocol.chunk("x", 0, "m", 0, {}, "tool_calls"))
+    service = start_service(serve(upstream(streaming(*chunks, end, protocol.DONE))) + "/v1", "m-1")
+    with openai.OpenAI(base_url=service.url + "/v1", api_key=service.key("application"), max_retries=0) as client:
+        seen = list(client.chat.completions.create(**BODY, stream=True))
+    deltas = [chunk.choices[0].delta for chunk in seen]
+    said = [call.model_dump(exclude_unset=True) for delta in deltas for call in delta.tool_calls or ()]
+    assert said == [call for piece in pieces for call in piece["tool_calls"]]
+    assert deltas[0].role == "assistant"
+    assert seen[-1].choices[0].finish_reason == "tool_calls"
+    (response,) = service.store.find(Response)
+    assert response.tool_calls == (
+        {"id": "c1", "type": "function", "function": {"name": "find", "arguments": '{"q": 1}'}},
+        {"id": "c2", "type": "function", "function": {"name": "count", "arguments": "{}"}},
+    )
+    assert '"name": "find"' in response.text

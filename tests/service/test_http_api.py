@@ -101,7 +101,7 @@ def test_a_path_or_method_that_is_not_there_is_said_in_json(service) -> None:
         (b'{"value": ' + b"[" * 200 + b"]" * 200 + b"}", 422),
         (b'{"value": "' + b"x" * 1_000_001 + b'"}', 413),
         (b'{"interaction_id": "int_0", "kind": "thumb", "value": true}', 404),
-        (b'{"interaction_id": "int_0", "kind": "thumb", "value": 1}', 404),
+        (b'{"interaction_id": "int_0", "kind": "thumb", "value": 1}', 422),
         (b'{"interaction_id": "int_0", "kind": "applause", "value": true}', 422),
     ],
 )

@@ -91,6 +91,24 @@ def test_a_stream(client):
     assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
 
 
+def test_token_ids_go_out_and_in(client):
+    """As a trainer's rollouts use it: ids out of a chat, the prompt's ids into a text completion, the same ids out."""
+    own = {"extra_body": {"return_token_ids": True}}
+    chat = client.chat.completions.create(model="tiny", messages=HI, max_tokens=9, n=2, seed=4, **own)
+    options = {"model": "tiny", "max_tokens": 9, "n": 2, "seed": 4, "logprobs": 0}
+    text = client.completions.create(prompt=chat.prompt_token_ids, **options, **own)
+    assert [choice.token_ids for choice in text.choices] == [choice.token_ids for choice in chat.choices]
+    assert [choice.text for choice in text.choices] == [choice.message.content for choice in chat.choices]
+    for choice in text.choices:
+        assert len(choice.logprobs.token_logprobs) == len(choice.token_ids)
+        assert choice.prompt_token_ids == chat.prompt_token_ids
+    with client.completions.create(prompt=chat.prompt_token_ids, stream=True, **options, **own) as stream:
+        streamed = [one for chunk in stream for one in chunk.choices]
+    for choice in text.choices:
+        mine = [one for one in streamed if one.index == choice.index]
+        assert [token for one in mine for token in one.token_ids] == choice.token_ids
+
+
 def test_stop_strings(client):
     options = {"model": "tiny", "messages": HI, "max_tokens": 40, "seed": 4}
     text = client.chat.completions.create(**options).choices[0].message.content
@@ -130,7 +148,10 @@ def test_many_at_once_on_two_policies_equal_each_alone(url, client):
 
 def test_adapters_over_http(url, policy):
     with httpx.Client(base_url=url, timeout=60) as client:
-        assert client.post("/load_lora_adapter", json={"lora_name": "v2", "lora_path": str(policy)}).status_code == 200
+        load = {"lora_name": "v2", "lora_path": str(policy)}
+        assert client.post("/load_lora_adapter", json=load).status_code == 200
+        assert client.post("/load_lora_adapter", json=load).status_code == 400
+        assert client.post("/load_lora_adapter", json=load | {"load_inplace": True}).status_code == 200
         assert client.post("/unload_lora_adapter", json={"lora_name": "v2"}).status_code == 200
 
 

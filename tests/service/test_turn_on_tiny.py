@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from plaudit import backends
+from plaudit import artifacts, backends
 from plaudit.domain import (
     DEFAULT_PROJECT,
     Checkpoint,
@@ -121,6 +121,10 @@ def test_a_turn_with_the_real_programs(tmp_path: Path, base: Path, url: str) -> 
         "reward": {**LEARN, "baselines": False, "batch_pairs": 8},
         "ppo": {
             **LEARN,
+            "reward": [
+                {"kind": "model", "name": "people", "checkpoints": ["newest"]},
+                {"kind": "regex", "name": "letters", "pattern": "^[a-z]", "weight": 0.1},
+            ],
             "steps": 2,
             "sampling": {"prompts_per_step": 4, "samples_per_prompt": 2, "max_new_tokens": 16},
         },
@@ -142,6 +146,9 @@ def test_a_turn_with_the_real_programs(tmp_path: Path, base: Path, url: str) -> 
     report = pipeline.run_turn(going)
     assert report.waiting is None
     assert {"reward", "ppo"} == set(heard)
+    taught = artifacts.read_manifest(Path(report.outputs["policy"]["folder"]), "checkpoint").body["learnt_from"]
+    assert [term["name"] for term in taught["terms"]] == ["people", "letters"]
+    assert taught["terms"][0]["checkpoints"] == [report.outputs["reward"]["sha256"]]
     evaluation = store.get(Evaluation, report.outputs["verdict"]["evaluation_id"])
     assert evaluation.figures["win_rate"]["n"] == 12
     assert evaluation.figures["kl"]["n"] == 12

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plaudit import artifacts
-from plaudit.artifacts import DemonstrationRow, PreferenceRow, PromptRow, open_snapshot, write_snapshot
+from plaudit.artifacts import DemonstrationRow, PreferenceRow, PromptRow, VoteRow, open_snapshot, write_snapshot
 from plaudit.errors import BadInput, Conflict, Corrupt, NotFound
 
 
@@ -202,3 +202,108 @@ def test_a_flipped_byte_in_any_table_is_refused(tmp_path: Path) -> None:
         with pytest.raises(Corrupt, match=name):
             open_snapshot(made.folder)
         path.write_bytes(right)
+
+
+def test_votes_are_a_table_where_there_are_any(tmp_path: Path) -> None:
+    row = PreferenceRow(
+        "p", "c", "o", "f", "train", ({"role": "user", "content": "q"},), "a", "b", 0.9, 1.0, "annotation"
+    )
+    vote = VoteRow("p", "c", "annotator-1", "chosen", 2.5)
+    without = write_snapshot(tmp_path, [row], [], [], {}, {})
+    beside = write_snapshot(tmp_path, [row], [], [], {}, {}, votes=[vote])
+    assert without.votes() == []
+    assert "votes" not in without.manifest.body["counts"]
+    assert beside.votes() == [vote]
+    assert beside.preferences() == without.preferences() == [row]
+    assert beside.manifest.id != without.manifest.id
+    (beside.folder / "votes.parquet").write_bytes(b"other")
+    with pytest.raises(Corrupt, match=r"votes\.parquet"):
+        open_snapshot(beside.folder)
+
+
+def test_a_snapshot_of_the_first_format_still_opens() -> None:
+    """Written by Plaudit 0.1 before votes, thumbs and cards: kept, never written anew."""
+    opened = open_snapshot(Path(__file__).parent / "snapshot_of_format_1")
+    (row,) = opened.preferences("train")
+    assert (row.chosen, row.rejected, row.rejected_finished) == ("better", "worse", False)
+    assert opened.demonstrations()[0].response == "approved"
+    assert opened.prompts()[0].messages == ({"role": "user", "content": "question"},)
+    assert (opened.votes(), opened.thumbs()) == ([], [])
+
+
+def test_rows_lie_in_the_order_of_their_canonical_bytes_also_where_these_begin_alike(tmp_path: Path) -> None:
+    rows = [preference(i, text="the same long beginning of an answer " * 2 + str(i % 3)) for i in range(30)]
+    made = frozen(tmp_path, rows)
+    read = made.preferences()
+    assert read == sorted(rows, key=lambda row: artifacts.canonical(artifacts.asdict(row)))
+
+
+def test_pages_stand_beside_the_tables_and_are_no_part_of_the_identity(tmp_path: Path) -> None:
+    plain = write_snapshot(tmp_path / "a", PREFERENCES, [], [], {}, {})
+    paged = write_snapshot(tmp_path / "b", PREFERENCES, [], [], {}, {}, pages={"card.md": "# ü"})
+    assert paged.manifest.id == plain.manifest.id
+    assert (paged.folder / "card.md").read_text(encoding="utf-8") == "# ü"
+    (paged.folder / "card.md").write_text("# u")
+    with pytest.raises(Corrupt, match=r"card\.md"):
+        open_snapshot(paged.folder)
+
+
+# --- elsewhere ---------------------------------------------------------------------------------------------------------
+
+
+def elsewhere(folder: Path, address: str, parent: Path) -> None:
+    """There and back, twice; what is damaged there is named."""
+    import fsspec
+
+    there = artifacts.publish(folder, address)
+    assert artifacts.publish(folder, address) == there
+    fetched = artifacts.fetch(there, parent)
+    assert fetched == parent / folder.name
+    assert open_snapshot(fetched).preferences() == open_snapshot(folder).preferences()
+    assert artifacts.fetch(there, parent) == fetched
+    files, root = fsspec.core.url_to_fs(there)
+    data = files.cat_file(f"{root}/prompts.parquet")
+    files.pipe_file(f"{root}/prompts.parquet", data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    with pytest.raises(Corrupt, match=r"prompts\.parquet"):
+        artifacts.fetch(there, parent / "damaged")
+    files.rm_file(f"{root}/prompts.parquet")
+    with pytest.raises(Corrupt, match=r"prompts\.parquet"):
+        artifacts.fetch(there, parent / "missing")
+    files.rm_file(f"{root}/manifest.json")
+    with pytest.raises(NotFound):
+        artifacts.fetch(there, parent / "unfinished")
+    assert list(parent.glob("*/*/manifest.json")) == []
+
+
+@pytest.mark.parametrize("scheme", ["memory", "file"])
+def test_a_folder_is_published_and_fetched(tmp_path: Path, scheme: str) -> None:
+    made = frozen(tmp_path / "made")
+    elsewhere(made.folder, f"{scheme}://{tmp_path}/bucket", tmp_path / "fetched")
+    other = frozen(tmp_path / "other", seed=7)
+    renamed = other.folder.rename(tmp_path / "other" / made.folder.name)
+    artifacts.publish(made.folder, f"{scheme}://{tmp_path}/taken")
+    with pytest.raises(Conflict, match=made.folder.name):
+        artifacts.publish(renamed, f"{scheme}://{tmp_path}/taken")
+    with pytest.raises(BadInput, match="nowhere"):
+        artifacts.publish(made.folder, "nowhere://bucket")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+def test_a_folder_is_published_on_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 as moto serves it, over HTTP."""
+    boto3 = pytest.importorskip("boto3")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "test")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        elsewhere(frozen(tmp_path / "made").folder, "s3://bucket/snapshots", tmp_path / "fetched")
+    finally:
+        server.stop()

@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -187,3 +188,33 @@ def test_only_what_is_already_so_is_forgiven(server, act, status, said, fine) ->
     else:
         with pytest.raises(UpstreamError, match=f"{status}: {said}"):
             act(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ("7", 7.0),
+        ("0.5", 0.5),
+        ("Sun, 22 Nov 2026 09:30:20 GMT", 20.0),
+        ("Sun, 22 Nov 2026 09:00:00 GMT", 0.0),  # past: at once
+        ("", None),
+        ("soon", None),
+        ("-3", None),
+        ("nan", None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(said, seconds) -> None:
+    """RFC 9110, 10.2.3."""
+    assert backends._seconds(said, datetime(2026, 11, 22, 9, 30, tzinfo=UTC)) == seconds
+
+
+def test_what_no_store_holds_is_mended_everywhere_in_an_answer() -> None:
+    said = {"a\x00": ["\ud83d", {"b": "\ude00x\x00"}], "n": 1, "ok": "😀"}
+    assert backends._storable(said) == {"a\ufffd": ["\ufffd", {"b": "\ufffdx\ufffd"}], "n": 1, "ok": "😀"}
+
+
+def test_an_answer_without_end_is_refused(server, monkeypatch) -> None:
+    monkeypatch.setattr(backends, "MAX_ANSWER_BYTES", 1000)
+    url = server(lambda path, body: (200, {}, answered("x" * 2000)))
+    with pytest.raises(UpstreamError, match="more than 1000 bytes"):
+        complete_many(url, [{"model": "m", "messages": MESSAGES}])

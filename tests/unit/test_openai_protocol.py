@@ -158,3 +158,38 @@ def test_errors_have_a_status_a_type_and_a_time_to_come_back(error, status, kind
     body = protocol.error_body(error)["error"]
     assert (protocol.status_of(error), body["type"], body["code"]) == (status, kind, error.code)
     assert protocol.error_headers(error) == headers
+
+
+def test_strict_mode_refuses_what_has_no_effect() -> None:
+    body = {**BODY, "user": "u", "plaudit": {}, "stream_options": {}, "temperature": 1}
+    assert parse_chat_request({**body, "metadata": {}}).temperature == 1
+    assert parse_chat_request(body, strict=True).temperature == 1
+    with pytest.raises(BadInput, match="`metadata` is not a field"):
+        parse_chat_request({**body, "metadata": {}}, strict=True)
+
+
+def test_a_request_about_other_messages_is_sent_on_with_them() -> None:
+    other = ({"role": "user", "content": "[ip]"},)
+    asked = parse_chat_request({**BODY, "seed": 1}).with_messages(other)
+    assert asked.messages == other
+    assert asked.for_upstream("m") == {"messages": list(other), "seed": 1, "model": "m", "stream": False}
+
+
+def test_tool_calls_are_kept_as_the_server_sends_them_also_those_that_are_no_functions() -> None:
+    gathered = Gathered()
+    for piece in (
+        {"index": 1, "id": "b", "type": "custom", "custom": {"name": "sql", "input": "SELECT"}},
+        {"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": "{"}, "extra": {"x": 1}},
+        {"index": 1, "type": None, "custom": {"input": " 1"}},
+        {"index": 0, "function": {"arguments": "}"}},
+    ):
+        gathered.add(protocol.chunk("i", 0, "m", 2, {"tool_calls": [piece]}))
+    (choice,) = gathered.answer().choices
+    assert choice.tool_calls == (
+        {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}, "extra": {"x": 1}},
+        {"id": "b", "type": "custom", "custom": {"name": "sql", "input": "SELECT 1"}},
+    )
+    assert gathered.indices == [2]
+    whole = Gathered()
+    whole.add({"choices": [{"index": 2, "message": {"content": None, "tool_calls": list(choice.tool_calls)}}]})
+    assert whole.answer().choices[0].tool_calls == choice.tool_calls

@@ -112,6 +112,9 @@ def _show(report: AggregateReport, console: Console) -> None:
             _shown(row.reliability),
         )
     console.print(table)
+    for other in report.others:
+        console.print(f"\ncriterion {other.criterion}:")
+        _show(other, console)
 
 
 def _shown(value: Interval | None) -> str:

@@ -22,7 +22,7 @@ from plaudit.cli.options import home_option, json_option, print_json
 from plaudit.domain import Annotation, Feedback, Interaction, Project, Release, ReleaseState
 from plaudit.errors import PlauditError
 from plaudit.loop import release
-from plaudit.settings import Settings
+from plaudit.settings import Settings, shown
 from plaudit.store.database import open_store
 
 TRAINING = ("torch", "tokenizers", "safetensors", "gguf", "scikit-learn")
@@ -122,11 +122,11 @@ def _store(settings: Settings) -> Iterator[Finding]:
         yield Finding("store", "fail", error.message)
         return
     except Exception as error:  # whatever is wrong with it is what the doctor is asked for
-        yield Finding("store", "fail", f"{settings.database_url} cannot be read: {str(error).splitlines()[0]}")
+        yield Finding("store", "fail", f"{shown(settings.database_url)} cannot be read: {str(error).splitlines()[0]}")
         return
     rows = ", ".join(f"{count} {name}" for name, count in counts.items())
     yield Finding("store", "ok", f"{settings.home if not settings.store_url else 'store_url'}: {rows}")
-    serves = f"{live.model} at {live.upstream}" if live else "nothing yet"
+    serves = f"{live.model} at {shown(live.upstream)}" if live else "nothing yet"
     yield Finding("release", "ok", f"live: {serves}")
     for one, wrong in damaged:
         is_live = one.state == ReleaseState.LIVE

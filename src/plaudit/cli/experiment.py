@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import getpass
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from plaudit.cli.options import Home, home_option, json_option, open_home, print_json
 from plaudit.domain import Experiment, Release, ReleaseState, utc_now
 from plaudit.errors import BadInput, NotFound
+
+if TYPE_CHECKING:
+    from plaudit.loop.experiment import Rules
+    from plaudit.stats.looks import Metric, Period
 
 
 @click.group()
@@ -30,10 +37,7 @@ def start(stages: str, rules: tuple[str, ...], home: Path | None) -> None:
     live = opened.store.first(Release, project_id=opened.project_id, state=ReleaseState.LIVE)
     if canary is None or live is None:
         raise NotFound("There is no canary to try; make one with `plaudit release canary`.")
-    shares = tuple(_number("--stages", part) for part in stages.split(","))
-    given = stage.rules_from(
-        {name: _number(f"rule {name}", value) for name, _, value in (r.partition("=") for r in rules)}
-    )
+    shares, given = _shares(stages), _rules(rules)
     made = stage.start(
         opened.store, opened.project_id, canary.id, live.id, utc_now(), shares, given, by=getpass.getuser()
     )
@@ -78,12 +82,241 @@ def advance(home: Path | None) -> None:
     click.echo(f"{moved.id} is at stage {moved.stage + 1}: {moved.stages[moved.stage]:.1%} of all users in each arm.")
 
 
+@experiment.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--control", required=True, help="The arm that the other is compared with.")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    required=True,
+    help="NAME:goal|guardrail|monitor:up|down, where up or down is what is better; may be repeated.",
+)
+@click.option("--alpha", default=0.05, show_default=True, help="Chance of a false rollback over all looks.")
+@click.option(
+    "--margin", "margins", multiple=True, help="How much worse is tolerated: NAME=0.02, or a number for every goal."
+)
+@click.option("--min-users", default=200, show_default=True, help="Users in each arm before anything but harm.")
+@click.option("--planned-users", default=800, show_default=True, help="Users of both arms where bounds are tightest.")
+@click.option("--looks", help="So many, or `hour`, `day`, `week`. Default 10; every time of a file of totals.")
+@click.option("--cumulative", is_flag=True, help="Rows of `n,mean,variance` hold totals since the start.")
+@click.option(
+    "--share", default=0.5, show_default=True, help="Planned share of the candidate, without a column for it."
+)
+@click.option("--winsorise", default=0.01, show_default=True, help="Share of users cut at either end of a mean.")
+@json_option
+def analyse(
+    file: Path,
+    control: str,
+    metrics: tuple[str, ...],
+    alpha: float,
+    margins: tuple[str, ...],
+    min_users: int,
+    planned_users: int,
+    looks: str | None,
+    cumulative: bool,
+    share: float,
+    winsorise: float,
+    as_json: bool,
+) -> None:
+    """Analyse anybody's experiment from FILE (CSV, JSON Lines, Parquet); needs no service."""
+    from plaudit.formats import experiment_file
+    from plaudit.stats.looks import Plan
+
+    plan = Plan(alpha, min_users, planned_users, winsorise)
+    wanted = _metrics(metrics, margins)
+    read = experiment_file.read(file, control, [metric.name for metric in wanted], cumulative, share)
+    found = experiment_file.report(read, wanted, plan, _looks(looks))
+    if as_json:
+        print_json(found)
+        return
+    for one in found["rejected"][:20]:
+        click.echo(f"line {one['line']} left out: {one['reason']}", err=True)
+    if found["n_rejected"] > 20:
+        click.echo(f"{found['n_rejected']} lines left out in all.", err=True)
+    for number, seen in enumerate(found["looks"], start=1):
+        _print_look(seen, number == len(found["looks"]))
+    for note in found["notes"]:
+        click.echo(f"Note: {note}.")
+    decision = found["decision"]
+    click.echo(
+        f"{found['candidate']} against {control}: {decision['verdict']} at look {decision['look']} of {decision['of']}"
+    )
+
+
+@experiment.command()
+@click.option("--users-per-day", type=float, help="New named users; measured where not given.")
+@click.option("--feedback-rate", type=float, help="Share of messages with a thumb; measured where not given.")
+@click.option("--down-share", type=float, help="Share of the thumbs that are down; measured where not given.")
+@click.option("--messages-per-user", type=float, help="Measured where not given.")
+@click.option(
+    "--return-fraction", type=float, help="Share of users with a second conversation; measured where not given."
+)
+@click.option("--harm", default=1.5, show_default=True, help="Factor on thumbs-down that must be found.")
+@click.option("--gain", default=0.7, show_default=True, help="Factor on thumbs-down that should be promoted.")
+@click.option("--stages", default="0.1,0.5", show_default=True, help="Shares of all users in EACH arm, growing.")
+@click.option("--rule", "rules", multiple=True, help="name=value, as of `experiment start`; may be repeated.")
+@click.option("--runs", default=100, show_default=True, help="Experiments of each kind.")
+@click.option("--max-users", default=4000, show_default=True, help="Enrolled users at which one ends undecided.")
+@click.option("--days", default=28.0, show_default=True, help="How far back to measure.")
+@click.option("--seed", default=0, show_default=True, help="Of the random numbers.")
+@home_option
+@json_option
+def simulate(
+    harm: float,
+    gain: float,
+    stages: str,
+    rules: tuple[str, ...],
+    runs: int,
+    max_users: int,
+    days: float,
+    seed: int,
+    home: Path | None,
+    as_json: bool,
+    **given: float | None,
+) -> None:
+    """How long an experiment would take, how many users it needs and what it would find, before it starts."""
+    import numpy as np
+
+    from plaudit.loop import rehearsal
+
+    said = {name: value for name, value in given.items() if value is not None}
+    if {"users_per_day", "feedback_rate", "down_share"} <= said.keys():
+        traffic = rehearsal.Traffic(**said)  # type: ignore[arg-type]
+    else:
+        opened = open_home(home)
+        traffic = replace(rehearsal.measure(opened.store, opened.project_id, utc_now() - timedelta(days=days)), **said)  # type: ignore[arg-type]
+    effects = {"no change": 1.0, "harm": harm, "gain": gain}
+    found = rehearsal.simulate(
+        traffic, _rules(rules), _shares(stages), effects, runs, max_users, np.random.default_rng(seed)
+    )
+    if as_json:
+        print_json(found)
+        return
+    click.echo(
+        f"{traffic.users_per_day:.3g} users a day, {traffic.messages_per_user:.3g} messages each, "
+        f"{traffic.down_per_message:.3g} thumbs-down a message; {runs} experiments of each kind:"
+    )
+    for name, one in found["effects"].items():
+        shares = ", ".join(
+            f"{verdict} {share['mean']:.0%} [{share['low']:.0%}, {share['high']:.0%}]"
+            for verdict, share in one["verdicts"].items()
+        )
+        click.echo(f"{name} (x {one['factor']:g}): {shares}")
+        for what, key in (("users", "n_users"), ("of them with the candidate", "n_candidate"), ("days", "days")):
+            click.echo(f"  {what}: median {one[key]['median']:.4g}, 95 % of runs within {one[key]['p95']:.4g}")
+        if one["read_once_users"]:
+            group = one["read_once_users"] * found["group_sequential"]["inflation"]
+            click.echo(
+                f"  a z-test read once needs {one['read_once_users']} users, one with 5 fixed looks at most {group:.0f}"
+            )
+
+
+@experiment.command()
+@click.option("--runs", default=200, show_default=True, help="How often the stored users are dealt anew into two arms.")
+@click.option("--looks", default=10, show_default=True, help="Looks at each of them.")
+@click.option("--days", default=28.0, show_default=True, help="How far back the traffic is taken from.")
+@click.option("--rule", "rules", multiple=True, help="name=value, as of `experiment start`; may be repeated.")
+@click.option("--seed", default=0, show_default=True, help="Of the arms.")
+@home_option
+@json_option
+def aa(runs: int, looks: int, days: float, rules: tuple[str, ...], seed: int, home: Path | None, as_json: bool) -> None:
+    """Replay stored traffic with shuffled arms and count false alarms."""
+    from plaudit.loop import rehearsal
+
+    opened = open_home(home)
+    since = utc_now() - timedelta(days=days)
+    found = rehearsal.replay(opened.store, opened.project_id, since, _rules(rules), runs, looks, seed)
+    if as_json:
+        print_json(found)
+        return
+    click.echo(
+        f"{found['n_users']} users, {found['n_messages']} messages, {runs} times dealt into two equal arms, {looks} looks:"
+    )
+    for what, key in (
+        (f"false rollbacks (at most {found['alpha']:.0%} are allowed)", "false_rollbacks"),
+        ("holds for a broken assignment", "false_holds"),
+        ("alarms of a z-test read at every look", "naive"),
+    ):
+        share = found[key]
+        click.echo(f"  {what}: {share['mean']:.1%} [{share['low']:.1%}, {share['high']:.1%}]")
+    for name, count in found["first_fired"].items():
+        click.echo(f"  {name} fired first in {count}")
+    if not found["enough_users"]:
+        click.echo("Note: with so few users only the e-processes are tried; bounds begin at min_users in each arm.")
+
+
+def _print_look(look: dict[str, Any], last: bool) -> None:
+    users = look["n_users"]
+    double = f", {look['n_double']} in both left out" if look["n_double"] else ""
+    click.echo(
+        f"look {look['number']}, {look['at'][:16]}: {look['verdict']} ({look['decided_by']}), "
+        f"{users['candidate']} candidate and {users['control']} control users{double}, ratio p = {look['ratio_p']:.2g}"
+    )
+    for reason in look["reasons"]:
+        click.echo(f"    {reason}")
+    for metric in look["metrics"]:
+        bounds, evidence = metric["difference"], ""
+        said = f"{bounds['mean']:+.4g} [{bounds['low']:+.4g}, {bounds['high']:+.4g}]" if bounds else metric["waits"]
+        if metric["e_value"] is not None:
+            evidence = f"; e = {metric['e_value']:.3g} of {metric['e_threshold']:.3g}"
+        rates = ""
+        if last and metric["control"] is not None and metric["candidate"] is not None:
+            rates = f" ({metric['candidate']:.4g} against {metric['control']:.4g})"
+        click.echo(f"  {metric['name']} {metric['role']} {metric['state']}: {said}{rates}{evidence}")
+
+
+def _metrics(given: tuple[str, ...], margins: tuple[str, ...]) -> list[Metric]:
+    from plaudit.stats.looks import Metric
+
+    tolerated: dict[str, float] = {}
+    for_goals = 0.0
+    for margin in margins:
+        name, equals, value = margin.rpartition("=")
+        if equals:
+            tolerated[name] = float(_number(f"margin {name}", value))
+        else:
+            for_goals = float(_number("--margin", margin))
+    found = []
+    for text in given:
+        name, role, better = (["", "", "", *text.rsplit(":", 2)])[-3:]
+        if not name or role not in ("goal", "guardrail", "monitor") or better not in ("up", "down"):
+            raise BadInput(f"--metric is {text!r}; write NAME:goal|guardrail|monitor:up|down.")
+        worse = tolerated.pop(name, for_goals if role == "goal" else 0.0)
+        found.append(Metric(name, role, better, worse))  # type: ignore[arg-type]
+    if tolerated:
+        raise BadInput(f"--margin names {sorted(tolerated)[0]!r}, which is no --metric.")
+    return found
+
+
+def _looks(text: str | None) -> int | Period | None:
+    match text:
+        case None | "hour" | "day" | "week":
+            return text
+        case _ if text.isdigit():
+            return int(text)
+        case _:
+            raise BadInput(f"--looks is {text!r}; give a number, hour, day or week.")
+
+
 def _experiment(opened: Home, experiment_id: str | None) -> Experiment:
     wanted = {"id": experiment_id} if experiment_id else {}
     found = opened.store.first(Experiment, project_id=opened.project_id, **wanted)
     if found is None:
         raise NotFound(f"There is no experiment {experiment_id or 'yet'}; begin one with `plaudit experiment start`.")
     return found
+
+
+def _shares(stages: str) -> tuple[float, ...]:
+    return tuple(_number("--stages", part) for part in stages.split(","))
+
+
+def _rules(given: tuple[str, ...]) -> Rules:
+    from plaudit.loop import experiment as stage
+
+    return stage.rules_from(
+        {name: _number(f"rule {name}", value) for name, _, value in (rule.partition("=") for rule in given)}
+    )
 
 
 def _number(what: str, text: str) -> float:

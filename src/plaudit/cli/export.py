@@ -1,4 +1,4 @@
-"""`plaudit export`: a Checkpoint for other programs. Torch is never imported here: `python -m plaudit.learn export` does the work."""
+"""`plaudit export`: a Checkpoint or a Snapshot for other programs. Torch is never imported here: `python -m plaudit.learn export` does the work."""
 
 from __future__ import annotations
 
@@ -14,31 +14,92 @@ from plaudit.artifacts import MANIFEST
 from plaudit.cli.family import last_sentence
 from plaudit.cli.models import prepare_base
 from plaudit.cli.options import home_option, json_option, open_home, print_json
-from plaudit.domain import Checkpoint
+from plaudit.domain import Checkpoint, SnapshotRecord
 from plaudit.errors import BadInput, NotFound
+from plaudit.formats import catalogue
+from plaudit.loop.exports import snapshot_records
 
 
 @click.command()
-@click.argument("checkpoint")
+@click.argument("what", nargs=-1, required=True, metavar="CHECKPOINT | FORMAT SNAPSHOT OUT")
 @click.option(
-    "--as", "form", type=click.Choice(("peft", "merged")), required=True, help="An adapter, or a whole model folder."
+    "--as",
+    "form",
+    type=click.Choice(("peft", "merged")),
+    default=None,
+    help="A Checkpoint: an adapter, or a whole model folder.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     default=None,
-    help="Folder to make (default: CHECKPOINT's name and the form, here).",
+    help="A Checkpoint: folder to make (default: its name and the form, here).",
 )
 @click.option(
     "--base",
     "spec",
     default=None,
-    help="The base it was trained on: a name, folder or hub id (default: the setting `base`).",
+    help="A Checkpoint: the base it was trained on, a name, folder or hub id (default: the setting `base`).",
+)
+@click.option(
+    "--split",
+    type=click.Choice(("train", "valid", "test")),
+    default=None,
+    help="A Snapshot: only this split (default: all).",
 )
 @home_option
 @json_option
-def export(checkpoint: str, form: str, out: Path | None, spec: str | None, home: Path | None, as_json: bool) -> None:
-    """Write CHECKPOINT (an id, its folder or its run folder) as what vLLM, peft and transformers load."""
+def export(
+    what: tuple[str, ...],
+    form: str | None,
+    out: Path | None,
+    spec: str | None,
+    split: str | None,
+    home: Path | None,
+    as_json: bool,
+) -> None:
+    """Write a Checkpoint for vLLM, peft and transformers, or a Snapshot in another tool's format.
+
+    \b
+    plaudit export CHECKPOINT --as peft|merged     an id, its folder or its run folder
+    plaudit export FORMAT SNAPSHOT OUT             a Snapshot's folder or id into the file OUT (.gz, .zst pack it)
+    """
+    if len(what) == 1 and form is not None:
+        _checkpoint(what[0], form, out, spec, home, as_json)
+    elif len(what) == 3:
+        _snapshot(what[0], what[1], Path(what[2]), split or "", home, as_json)
+    else:
+        raise BadInput(
+            "Say `plaudit export CHECKPOINT --as peft` (or merged), or `plaudit export FORMAT SNAPSHOT OUT` with one of the formats "
+            f"{', '.join(catalogue.WRITERS)}."
+        )
+
+
+def _snapshot(format_name: str, snapshot: str, out: Path, split: str, home: Path | None, as_json: bool) -> None:
+    write = catalogue.writer(format_name)
+    folder = Path(snapshot)
+    if not (folder / MANIFEST).is_file():
+        opened = open_home(home)
+        found = opened.store.find(SnapshotRecord, project_id=opened.project_id, id=snapshot)
+        if not found:
+            raise NotFound(
+                f"{snapshot!r} is neither a Snapshot's folder nor the id of one; `plaudit snapshot list` shows them."
+            )
+        folder = Path(found[0].folder)
+    report = write(snapshot_records(folder, split), out)
+    if as_json:
+        print_json({"file": str(out), **report.to_json()})
+        return
+    click.echo(f"{out}  {report.n_written} rows of {report.n_records} records")
+    for reason, n in report.dropped.most_common():
+        click.echo(f"  {n} not written: {reason}")
+    for name, n in report.lost.most_common():
+        click.echo(f"  {n} without their {name}: the format has no place for it")
+
+
+def _checkpoint(
+    checkpoint: str, form: str, out: Path | None, spec: str | None, home: Path | None, as_json: bool
+) -> None:
     folder, name = _find(checkpoint, home)
     settings = settings_file.load(home, base=spec)
     base = prepare_base(settings.base, settings.cache)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +48,18 @@ def create(name: str, roles: tuple[str, ...], person: str | None, home: Path | N
 @home_option
 @json_option
 def list_keys(home: Path | None, as_json: bool) -> None:
-    """All keys, without their secrets."""
+    """All keys, without their secrets, and when each was last used."""
     opened = open_home(home)
     people = {person.id: person.name for person in opened.store.find(Person, project_id=opened.project_id)}
     keys = opened.store.find(ApiKey, project_id=opened.project_id)
     if as_json:
         print_json({"keys": [_row(one, people) for one in keys]})
         return
-    table = Table("id", "name", "roles", "person", "made", "revoked")
+    table = Table("id", "name", "roles", "person", "made", "last used", "revoked")
     for one in keys:
         row = _row(one, people)
-        table.add_row(
-            one.id, one.name, ", ".join(one.roles), row["person"] or "", row["created_at"], row["revoked_at"] or ""
-        )
+        times = [row[name] or "" for name in ("created_at", "last_used_at", "revoked_at")]
+        table.add_row(one.id, one.name, ", ".join(one.roles), row["person"] or "", *times)
     Console().print(table)
 
 
@@ -73,6 +73,17 @@ def revoke(key_id: str, home: Path | None) -> None:
     click.echo(f"{ended.id}  {ended.name}  is revoked.")
 
 
+@key.command()
+@home_option
+def rotate(home: Path | None) -> None:
+    """Sign feedback tokens with a new key from now on; tokens of the two keys before still hold."""
+    from plaudit.loop.feedback_tokens import KeyRing
+
+    opened = open_home(home)
+    made = KeyRing(opened.settings.home, opened.settings.feedback_keys).rotate()
+    click.echo(f"{made}  signs from now on; running services know at their next request.")
+
+
 def _row(one: ApiKey, people: dict[str, str]) -> dict[str, Any]:
     return {
         "id": one.id,
@@ -80,5 +91,10 @@ def _row(one: ApiKey, people: dict[str, str]) -> dict[str, Any]:
         "roles": list(one.roles),
         "person": people.get(one.person_id or ""),
         "created_at": one.created_at.isoformat(timespec="seconds"),
-        "revoked_at": one.revoked_at.isoformat(timespec="seconds") if one.revoked_at else None,
+        "last_used_at": _at(one.last_used_at),
+        "revoked_at": _at(one.revoked_at),
     }
+
+
+def _at(moment: datetime | None) -> str | None:
+    return moment.isoformat(timespec="seconds") if moment else None

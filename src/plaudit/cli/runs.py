@@ -20,12 +20,10 @@ from plaudit.cli.options import home_option, json_option, open_home, print_json
 from plaudit.cli.plot import curve, number, sparkline
 from plaudit.domain import Json, Run
 from plaudit.errors import NotFound
-from plaudit.learn.configs import PROGRAMS, describe
 from plaudit.loop import run_files
-from plaudit.loop.run_files import RunFiles
+from plaudit.loop.run_files import HEADLINES, RunFiles
 
 POLL_S = 0.5
-HEADLINES = ("reward", "score", "kl", "loss", "accuracy", "margin")  # drawn large, where a program has them
 N_CURVES = 4
 
 
@@ -89,7 +87,7 @@ def show(run: str, metrics: tuple[str, ...], home: Path | None, as_json: bool) -
     if metrics:
         console.print(_pictures(phases, metrics))
         return
-    for name, value in _chosen(found):
+    for name, value in found.chosen():
         console.print(f"  {name} = {value}", markup=False, highlight=False)
     for phase, lines in phases.items():
         console.print(_figures(phase, lines))
@@ -161,22 +159,6 @@ def _head(found: RunFiles) -> Text:
     }
     colour = {"done": "green", "running": "cyan", "failed": "red", "stopped": "yellow"}[found.state]
     return Text.assemble((found.program or "?", "bold"), f"  {found.folder}  ", (says[found.state], colour))
-
-
-def _chosen(found: RunFiles) -> list[tuple[str, Any]]:
-    """Fields of the config that are not at their default."""
-    if found.program is None:
-        return sorted(found.config.items())
-    config = found.resolved(found.program)
-    rows = []
-    for name, _, default in describe(PROGRAMS[found.program]):
-        value: Any = config
-        for part in name.split("."):
-            value = value.get(part, default) if isinstance(value, dict) else default
-        same = list(value) == list(default) if isinstance(default, tuple) else value == default
-        if not same and not isinstance(default, dict):
-            rows.append((name, value))
-    return rows
 
 
 def _figures(phase: str, lines: Sequence[Json]) -> Table:

@@ -18,8 +18,8 @@ from plaudit.cli.models import prepare_base
 from plaudit.cli.options import Home, home_option, json_option, open_home, print_json
 from plaudit.cli.runs import list_runs
 from plaudit.domain import Checkpoint, CheckpointKind, Json, SnapshotRecord, utc_now
-from plaudit.errors import BadInput, NotFound
-from plaudit.learn.configs import PROGRAMS, from_dict
+from plaudit.errors import BadInput, NotFound, Refused
+from plaudit.learn.configs import NEWEST_CHECKPOINT, PROGRAMS, from_dict, with_newest
 
 
 @click.group()
@@ -39,6 +39,13 @@ OF_FIELDS: dict[str, dict[str, Any]] = {
     "base": {"help": "smollm2, tiny, a folder or a hub id (default: the setting `base`); needs --out."},
     "seed": {"type": int, "help": "The config's seed."},
 }  # fmt: skip
+LOCAL = "local-ray"
+ALONE = ("best_of", "score")  # programs that run in one process
+ON = (
+    click.Option(["--on"], help=f"Run on a Ray cluster: ray://HOST:PORT, or {LOCAL} for one of this machine; needs --out."),
+    click.Option(["--workers"], type=click.IntRange(1), default=2, show_default=True, help="Processes on the cluster."),
+    click.Option(["--storage"], help=f"Folder or address that the whole cluster reaches (default for {LOCAL}: in the cache)."),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,9 @@ class Asked:
     reward: str | None = None
     base: str | None = None
     seed: int | None = None
+    on: str | None = None
+    workers: int = 2
+    storage: str | None = None
 
     def config(self, **more: Any) -> Json:
         """The file's fields, what the options say, then --set."""
@@ -76,6 +86,7 @@ def _command(program: str) -> click.Command:
         click.Option(["--config", "file"], type=FILE, help="JSON or TOML file of config fields."),
         click.Option(["--set", "assignments"], multiple=True, help="name=value of a config field; may be repeated."),
         click.Option(["--queue"], is_flag=True, help="Leave it to the worker of `plaudit up`."),
+        *(ON if program not in ALONE else ()),
     ]
 
     def act(**values: Any) -> None:
@@ -92,6 +103,8 @@ def _start(asked: Asked) -> None:
             raise BadInput("--queue is for a home's worker, and --out runs here; give one of them.")
         _run_alone(asked, asked.out.absolute())
         return
+    if asked.on is not None:
+        raise BadInput(f"--on {asked.on} needs --out DIR, the run folder that it brings back.")
     for name in ("preferences", "base"):
         if getattr(asked, name) is not None:
             raise BadInput(
@@ -106,6 +119,7 @@ def _run_alone(asked: Asked, out: Path) -> None:
     from plaudit.cli.progress import PhaseBars
     from plaudit.loop import programs, run_files
 
+    elsewhere = () if asked.on is None else ("on", asked.on, str(asked.workers), _storage(asked))
     given: Json = {}
     for name in ("snapshot", "preferences"):
         if getattr(asked, name) is not None:
@@ -122,7 +136,9 @@ def _run_alone(asked: Asked, out: Path) -> None:
                 config["base"] = str(prepare_base(settings.base, settings.cache).absolute())
     finished = (out / run_files.CONFIG).is_file() and run_files.read(out).state == "done"
     with PhaseBars(asked.program) as bars:
-        result = programs.alone(asked.program, config, out, bars.line, bars.note)
+        result = programs.alone(
+            asked.program, config, out, bars.line, bars.note, program=(*programs.PROGRAM, *elsewhere)
+        )
     if asked.as_json:
         print_json(result)
         return
@@ -131,6 +147,17 @@ def _run_alone(asked: Asked, out: Path) -> None:
     print_result(Console(), result)
     made = out / "checkpoint"
     click.echo(f"{made if made.exists() else out}")
+
+
+def _storage(asked: Asked) -> str:
+    """What every machine of the cluster reaches. Raises BadInput where a cluster elsewhere has none, or the address is none."""
+    if asked.on != LOCAL and not str(asked.on).startswith("ray://"):
+        raise BadInput(f"--on {asked.on} is no cluster; give ray://HOST:PORT, or {LOCAL}.")
+    if asked.storage is None and asked.on != LOCAL:
+        raise BadInput(
+            f"--on {asked.on} needs --storage, a folder or an s3:// or gs:// address that this machine and the cluster reach."
+        )
+    return asked.storage or str((settings_file.load(asked.home).cache / "cluster").absolute())
 
 
 def _known_base(out: Path, spec: str) -> str:
@@ -156,11 +183,15 @@ def _run_in_home(asked: Asked, opened: Home) -> None:
     if not frozen:
         raise NotFound(f"There is no Snapshot {asked.snapshot or 'yet'}; make one with `plaudit snapshot freeze`.")
     record, folder = frozen[-1], opened.settings.home / "runs"
+    gone = record.tainted_at or record.purged_at
+    if gone is not None:
+        raise Refused(f"Snapshot {record.id} holds what was erased on {gone:%Y-%m-%d}; freeze a new one first.")
     lineage = {"snapshot_id": record.id}
     config = asked.config(snapshot=record.folder)
-    if _takes(asked.program, "reward") and (asked.reward is not None or "reward" not in config):
+    said = NEWEST_CHECKPOINT if asked.reward is not None else config.get("reward", NEWEST_CHECKPOINT)
+    if _takes(asked.program, "reward") and with_newest(said, "") != said:
         reward = _reward(opened, asked.reward)
-        config["reward"], lineage["parent_id"] = reward.folder, reward.id
+        config["reward"], lineage["parent_id"] = with_newest(said, reward.folder), reward.id
     config["base"] = str(pipeline.base_folder(opened.settings.home))
     from_dict(PROGRAMS[asked.program], config)
     if asked.queue:

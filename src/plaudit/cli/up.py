@@ -1,5 +1,5 @@
 """`plaudit up`: service, policy server and worker as children of one process, which holds the home, starts them again when they fall, and
-takes them along when it ends."""
+takes them along when it ends. With `--role` some of them, for machines that share a store."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from plaudit.cli import lock, ports
 from plaudit.cli.family import Child, Family
 from plaudit.cli.models import prepare_base
 from plaudit.cli.options import Home, home_option, json_option, open_home, print_json
-from plaudit.domain import Role, utc_now
-from plaudit.loop import govern, release
-from plaudit.settings import Settings
+from plaudit.domain import ApiKey, Person, Role, utc_now
+from plaudit.loop import govern, people, release
+from plaudit.settings import Settings, shown
 
 
 @click.command()
 @home_option
 @click.option("--base", default=None, help="Base model: smollm2, tiny, a Hugging Face folder, or a hub id.")
+@click.option("--role", default=None, help="all (default), or some of gateway, feedback, console, worker with commas.")
 @click.option("--host", default=None, help="Address of the service (default 127.0.0.1).")
 @click.option("--port", type=int, default=None, help="Port of the service (default 8484).")
 @click.option("--policy-port", type=int, default=None, help="Port of the policy server (default 8485).")
@@ -36,6 +37,7 @@ from plaudit.settings import Settings
 def up(
     home: Path | None,
     base: str | None,
+    role: str | None,
     host: str | None,
     port: int | None,
     policy_port: int | None,
@@ -47,26 +49,37 @@ def up(
     """Start everything and stay until Ctrl-C."""
     if upstream is not None and model is None:
         raise click.UsageError("--upstream needs --model, the model's name there.")
-    opened = open_home(home, base=base, host=host, port=port, policy_port=policy_port)
+    opened = open_home(home, base=base, role=role, host=host, port=port, policy_port=policy_port)
     settings = opened.settings
-    addresses = {"service": settings.service_url, "policy": upstream or settings.policy_url}
+    roles = settings.roles
+    serves, chats, works = bool(roles - {"worker"}), "gateway" in roles, "worker" in roles and with_worker
+    if serves:
+        govern.check_address(opened.store, settings.host)
+    addresses = {"service": settings.service_url} if serves else {}
+    if chats:
+        addresses["policy"] = shown(upstream or settings.policy_url)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     console = Console(stderr=as_json)
-    with lock.held(settings.home, addresses):
-        for wanted in [settings.port] if upstream else [settings.port, settings.policy_port]:
-            ports.wait_until_free(settings.host, wanted)
+    with lock.held(settings.home, addresses, roles):
+        if serves:
+            ports.wait_until_free(settings.host, settings.port)
         name = model or base_name(settings.base)
-        release.register_base(opened.store, opened.project_id, name, addresses["policy"], utc_now())
-        new_secret = first_key(opened)
+        if chats:
+            if upstream is None:
+                ports.wait_until_free("127.0.0.1", settings.policy_port)
+            release.register_base(opened.store, opened.project_id, name, upstream or settings.policy_url, utc_now())
+        new_secret = first_key(opened) if serves else None
+        sign_in = first_link(opened) if "console" in roles else None
         family = Family(settings.home / "logs", stop, _environment(settings))
         try:
             with console.status("Starting service and worker ..."):
-                family.start(_service(opened))
-                if with_worker:
+                if serves:
+                    family.start(_service(opened))
+                if works:
                     family.start(_worker(opened))
-            if upstream is None:
+            if chats and upstream is None:
                 with console.status(f"Preparing the base model {settings.base} ..."):
                     folder = prepare_base(settings.base, settings.cache, remember=settings.home / "base.json")
                 family.start(_policy_server(opened, folder, name))
@@ -74,11 +87,10 @@ def up(
                 family.wait_until_healthy()
             if not stop.is_set():
                 ready = {"pid": os.getpid(), **addresses, "home": str(settings.home), "model": name}
-                key_file = settings.home / "keys" / "admin.key"
                 if as_json:
-                    print_json({**ready, "admin_key_file": str(key_file)})
+                    print_json({**ready, "admin_key_file": str(_key_file(settings))})
                 else:
-                    _say(console, ready, key_file, new_secret)
+                    _say(console, ready, _key_file(settings), new_secret, sign_in)
                 family.watch()
         finally:
             family.stop()
@@ -91,14 +103,35 @@ def base_name(spec: str) -> str:
 
 
 def first_key(opened: Home) -> str | None:
-    """The secret of the first admin key, in HOME/keys/admin.key (mode 600); None where that was made before."""
-    file = opened.settings.home / "keys" / "admin.key"
-    if file.exists():
+    """The secret of the first admin key, in HOME/keys/admin.key (mode 600); None where an admin key was ever made, wherever."""
+    if any(Role.ADMIN in key.roles for key in opened.store.find(ApiKey)):
         return None
+    file = _key_file(opened.settings)
     _, secret = govern.create_key(opened.store, opened.project_id, "first admin", [Role.ADMIN], now=utc_now())
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_private(file, secret + "\n")
     return secret
+
+
+def _key_file(settings: Settings) -> Path:
+    return settings.home / "keys" / "admin.key"
+
+
+def first_link(opened: Home) -> str | None:
+    """A link that signs the first admin in, also in HOME/keys/sign-in.link (mode 600); None once an admin has signed in.
+
+    Made anew at every start until then: only the hash of the one before is known, and it ends.
+    """
+    file = opened.settings.home / "keys" / "sign-in.link"
+    admins = [one for one in opened.store.find(Person, project_id=opened.project_id) if Role.ADMIN in one.roles]
+    if any(people.has_signed_in(opened.store, admin.id) for admin in admins):
+        file.unlink(missing_ok=True)
+        return None
+    _, _, secret = people.invite(opened.store, opened.project_id, "admin", [Role.ADMIN], utc_now())
+    address = people.sign_in_link(opened.settings.service_url, secret)
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_private(file, address + "\n")
+    return address
 
 
 def write_private(file: Path, text: str) -> None:
@@ -108,13 +141,20 @@ def write_private(file: Path, text: str) -> None:
         opened.write(text)
 
 
-def _say(console: Console, ready: Mapping[str, Any], key_file: Path, new_secret: str | None) -> None:
+def _say(
+    console: Console, ready: Mapping[str, Any], key_file: Path, new_secret: str | None, sign_in: str | None
+) -> None:
     console.print(f"[bold]Plaudit is up[/bold] on {ready['home']} (process {ready['pid']}). Ctrl-C stops it.")
-    console.print(f"  service        {ready['service']}")
-    console.print(f"  policy server  {ready['policy']}  ({ready['model']})")
+    if "service" in ready:
+        console.print(f"  service        {ready['service']}")
+    if "policy" in ready:
+        console.print(f"  policy server  {ready['policy']}  ({ready['model']})")
     if new_secret:
         console.print(f"  first admin key, shown this once: {new_secret}", soft_wrap=True)
-    console.print(f"  admin key      {key_file}", soft_wrap=True)
+    if key_file.exists():
+        console.print(f"  admin key      {key_file}", soft_wrap=True)
+    if sign_in:
+        console.print(f"  sign in, once  {sign_in}", soft_wrap=True, highlight=False)
 
 
 # --- the children ------------------------------------------------------------------------------------------------------
@@ -122,7 +162,7 @@ def _say(console: Console, ready: Mapping[str, Any], key_file: Path, new_secret:
 
 def _environment(settings: Settings) -> dict[str, str]:
     """What a command line decided here, for children that read the settings themselves."""
-    told = ("base", "host", "port", "policy_port")
+    told = ("base", "role", "host", "port", "policy_port")
     return {f"PLAUDIT_{name.upper()}": str(getattr(settings, name)) for name in told}
 
 

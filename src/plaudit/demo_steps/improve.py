@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
@@ -118,8 +119,11 @@ def _trained(demo: Demo, checkpoint_id: str) -> Trained:
 
 def judge(demo: Demo, tell: Tell) -> Judged:
     """Step 9: answers of candidate and base to held-out prompts, blind judges over HTTP, measures, the safety suite, the gate."""
-    run_until(demo, None, tell)
-    gather.work_off(demo, demo.crowd, tell)
+    run_until(demo, "questions", tell)
+    with ThreadPoolExecutor(1) as pool:  # while the answers are measured, which is another process
+        judged = pool.submit(gather.work_off, demo, demo.crowd, tell)
+        run_until(demo, "measures", lambda done, of: None)  # noqa: ARG005  the bar is the judges'
+        judged.result()
     done = run_until(demo, None, tell).outputs
     return Judged(
         demo.store.get(Release, done["candidate"]["release_id"]),

@@ -23,6 +23,7 @@ from plaudit.learn.configs import (
     RewardConfig,
     SamplingConfig,
     SFTConfig,
+    SourceConfig,
     to_dict,
 )
 
@@ -171,6 +172,7 @@ FULL = DemoPlan(
             batch_pairs=16,
             max_prompt_tokens=128,
             max_response_tokens=28,
+            source_weights=(SourceConfig(source="thumb", weight=1.0),),
             optimizer=OptimizerConfig(learning_rate=1e-4, head_learning_rate=1e-5),
         )
     ),
@@ -230,6 +232,7 @@ TINY = DemoPlan(
             batch_pairs=16,
             max_prompt_tokens=64,
             max_response_tokens=16,
+            source_weights=(SourceConfig(source="thumb", weight=1.0),),
             optimizer=OptimizerConfig(learning_rate=3e-3, head_learning_rate=1e-2),
             compute=ComputeConfig(save_every=5),
         )

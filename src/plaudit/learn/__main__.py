@@ -1,8 +1,10 @@
 """python -m plaudit.learn PROGRAM RUN_DIR      reward | sft | dpo | ppo | grpo | best_of | score; reads RUN_DIR/config.json, writes RUN_DIR
 python -m plaudit.learn prepare SPEC CACHE   a base model: smollm2 | tiny | a folder | a hub id; prints the folder
 python -m plaudit.learn export CHECKPOINT BASE peft|merged OUT    what vLLM, peft and transformers load; the last line says what, as JSON
+python -m plaudit.learn on ADDRESS WORKERS STORAGE PROGRAM RUN_DIR    the same on a Ray cluster (cluster.py)
 
-What a pipeline, a cluster or a person launches. Kill it at any moment and run it again: it resumes; a finished run says so and exits 0.
+What a pipeline, a cluster or a person launches, alone or as `torchrun --nproc-per-node=2 -m plaudit.learn PROGRAM RUN_DIR`. Kill it
+at any moment and run it again: it resumes; a finished run says so and exits 0.
 Exit codes: 0 done; 2 a PlauditError, and the last line of stderr is {"code", "message"}; anything else is a bug with a traceback.
 """
 
@@ -65,7 +67,11 @@ def _dispatch(arguments: list[str]) -> None:
 
             print(json.dumps(export.export(Path(checkpoint), Path(base), form, Path(out))))
         case [("reward" | "sft" | "dpo" | "ppo" | "grpo" | "best_of" | "score") as program, folder]:
-            _run(program, Path(folder))
+            run(program, Path(folder))
+        case ["on", address, workers, storage, program, folder] if program in PROGRAMS:
+            from plaudit.learn import cluster
+
+            cluster.train(address, int(workers), storage, program, Path(folder))
         case _:
             raise BadInput(
                 f"Cannot run {' '.join(arguments)!r}; usage: python -m plaudit.learn {'|'.join(PROGRAMS)} RUN_DIR, "
@@ -73,7 +79,16 @@ def _dispatch(arguments: list[str]) -> None:
             )
 
 
-def _run(program: str, folder: Path) -> None:
+def run(program: str, folder: Path) -> None:
+    """Run one program in this process, or in this one of several. Raises PlauditErrors."""
+    from plaudit.learn import distributed
+
+    with distributed.joined():
+        _train(program, folder)
+
+
+def _train(program: str, folder: Path) -> None:
+    from plaudit.learn import distributed
     from plaudit.learn.run_folder import RunFolder, read_config
 
     run = RunFolder(folder)
@@ -83,6 +98,8 @@ def _run(program: str, folder: Path) -> None:
     config = read_config(folder, PROGRAMS[program])
     run.announce("load")
     _use_threads(config.compute.threads)
+    if isinstance(config, BestOfConfig | ScoreConfig):
+        distributed.check_alone(program)
     match config:
         case RewardConfig():
             from plaudit.learn import reward
@@ -117,13 +134,14 @@ def _run(program: str, folder: Path) -> None:
 
 
 def _use_threads(threads: int) -> None:
-    """One thread for each physical core that this process may use, unless the config says otherwise."""
+    """One thread for each physical core that this process may use, shared with the run's others here, unless the config says otherwise."""
     import psutil
     import torch
 
     physical = psutil.cpu_count(logical=False) or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
-    torch.set_num_threads(threads or min(physical, allowed))
+    together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(threads or max(1, min(physical, allowed) // together))
 
 
 if __name__ == "__main__":

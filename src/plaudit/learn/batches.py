@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -91,9 +91,15 @@ class Batcher:
     """
 
     def __init__(
-        self, decoder: Decoder, data: Rollout, first_layer: int, token_budget: int, packing: bool = False
+        self,
+        decoder: Decoder,
+        data: Rollout,
+        first_layer: int,
+        token_budget: int,
+        packing: bool = False,
+        tell: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Raises BadInput where a conversation is longer than the model's positions."""
+        """`tell` hears how far the trunk is. Raises BadInput where a conversation is longer than the model's positions."""
         self.decoder, self.data, self.first_layer, self.token_budget = decoder, data, first_layer, token_budget
         self.packing = packing
         longest = max(
@@ -109,10 +115,12 @@ class Batcher:
             self._members[group].append(index)
         size = sum(group_lengths(data)) * decoder.config.d_model * decoder.dtype.itemsize
         fits = first_layer > 0 and size <= TRUNK_CACHE_BYTES
-        self._trunk = run_trunk(decoder, data, first_layer, token_budget) if fits else None
+        self._trunk = run_trunk(decoder, data, first_layer, token_budget, tell=tell) if fits else None
 
     def packs(self, groups: Sequence[int]) -> tuple[list[Pack], Trunk | None, Tensor]:
-        """(micro-batches, their trunk, index in `data` of each pack's response number)."""
+        """(micro-batches, their trunk, index in `data` of each pack's response number). No groups, no micro-batches."""
+        if not groups:
+            return [], None, torch.zeros(0, dtype=torch.long)
         chosen = [index for group in groups for index in self._members[group]]
         if self.first_layer == 0 or self._trunk is not None:
             return self._lay_out(self.data, chosen), self._trunk, torch.arange(self.data.n)
@@ -139,12 +147,19 @@ class Batcher:
 
 
 @torch.no_grad()
-def extend_trunk(decoder: Decoder, data: Rollout, trunk: Trunk | None, layer: int, token_budget: int) -> Trunk:
+def extend_trunk(
+    decoder: Decoder,
+    data: Rollout,
+    trunk: Trunk | None,
+    layer: int,
+    token_budget: int,
+    responses: Sequence[int] | None = None,
+) -> Trunk:
     """The trunk at `layer`, from a shallower one where there is one: two models that freeze different depths share what both freeze."""
     if trunk is None or trunk.layer == 0:
-        return run_trunk(decoder, data, layer, token_budget)
+        return run_trunk(decoder, data, layer, token_budget, responses)
     flat = torch.zeros_like(trunk.hidden)
-    for batch in pack(data, token_budget=token_budget):
+    for batch in pack(data, responses, token_budget):
         hidden = trunk.hidden[batch.source.clamp(min=0)]
         hidden = decoder.run_layers(hidden, batch.positions, batch.mask, trunk.layer, layer, None)
         real = batch.source >= 0

@@ -13,10 +13,10 @@ belongs to, and loading refuses any other.
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
+import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from plaudit import artifacts
 from plaudit.errors import BadInput, Corrupt
+from plaudit.learn import distributed
 from plaudit.learn.base_models import PREPARED, BaseIdentity, identity
 from plaudit.learn.decoders import read_config
 from plaudit.learn.nets import Adapter, Decoder, ScalarHead, Shape
@@ -50,19 +51,27 @@ def save_policy(
     metrics: Mapping[str, Any],
     value_head: ScalarHead | None = None,
     card: str = "",
+    learnt_from: Mapping[str, Any] | None = None,
 ) -> artifacts.Manifest:
     """Write and finish a policy Checkpoint. `parents` maps a role to the folder it came from; finished ones are recorded by id. `card`
-    follows the facts in card.md."""
+    follows the facts in card.md; `learnt_from` is the lineage of the reward (ComposedReward.lineage)."""
     artifacts.new_folder(folder.parent, folder.name)
     known = identity(base)
     write_adapter(folder, adapter, known.spec)
     if value_head is not None:
         _save(folder / VALUE_HEAD, dict(value_head.state_dict()))
-    return _finish(folder, "policy", base, known, _shape(adapter), parents, metrics, {}, card)
+    return _finish(folder, "policy", base, known, _shape(adapter), parents, metrics, _lesson(learnt_from), card)
 
 
 def save_full_policy(
-    folder: Path, decoder: Decoder, base: Path, parents: Mapping[str, str], metrics: Mapping[str, Any]
+    folder: Path,
+    decoder: Decoder,
+    base: Path,
+    parents: Mapping[str, str],
+    metrics: Mapping[str, Any],
+    value_head: ScalarHead | None = None,
+    card: str = "",
+    learnt_from: Mapping[str, Any] | None = None,
 ) -> artifacts.Manifest:
     """Write and finish a policy with weights of its own: a Hugging Face folder, itself a base for whatever asks for one."""
     artifacts.new_folder(folder.parent, folder.name)
@@ -74,7 +83,13 @@ def save_full_policy(
     _save(folder / FULL_WEIGHTS, decoder.hf_names())
     spec = f"{known.spec}-{artifacts.sha256_file(folder / FULL_WEIGHTS)[:8]}"
     artifacts.write_atomic(folder / PREPARED, json.dumps({"spec": spec, "license": known.license}, indent=1) + "\n")
-    return _finish(folder, "policy", base, known, None, parents, metrics, {})
+    if value_head is not None:
+        _save(folder / VALUE_HEAD, dict(value_head.state_dict()))
+    return _finish(folder, "policy", base, known, None, parents, metrics, _lesson(learnt_from), card)
+
+
+def _lesson(learnt_from: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {} if learnt_from is None else {"learnt_from": dict(learnt_from)}
 
 
 def save_reward(
@@ -139,6 +154,12 @@ def load_policy(folder: Path, base: Path) -> Adapter:
         )
     _open(folder, "policy", base)
     return read_adapter(folder, read_config(base))
+
+
+def load_full_policy(folder: Path, base: Path, dtype: torch.dtype) -> Decoder:
+    """Verify and read a policy with weights of its own that was trained from this base. Raises as load_policy does."""
+    _open(folder, "policy", base)
+    return Decoder.load(folder, dtype)
 
 
 def load_value_head(folder: Path, base: Path) -> ScalarHead | None:
@@ -403,28 +424,57 @@ def _head(state: Mapping[str, Tensor]) -> ScalarHead:
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write a generation of training state (tensors and plain values) and keep the last two. A kill at any moment leaves one whole."""
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    data = buffer.getvalue()
+    """Write a generation of training state (tensors and plain values) and keep the last two. A kill at any moment leaves one whole.
+
+    Of several processes the first writes: their states are equal.
+    """
+    if not distributed.is_first():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".*.tmp"):  # of a save that was killed
+        left.unlink()
     generations = _generations(folder)
     counter = generations[-1][0] + 1 if generations else 1
-    artifacts.write_atomic(folder / f"{counter:08d}-{hashlib.sha256(data).hexdigest()[:16]}.pt", data)
+    half = folder / f".{counter:08d}.tmp"
+    try:
+        with half.open("wb") as file:  # straight to the disk: full weights with their optimizer are gigabytes
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        half.unlink(missing_ok=True)  # a disk that was full is not left so
+        raise
+    half.replace(folder / f"{counter:08d}-{artifacts.sha256_file(half)[:16]}.pt")
+    place = os.open(folder, os.O_RDONLY)
+    os.fsync(place)  # the name is on the disk before an older generation goes
+    os.close(place)
     for _, path in generations[: -(GENERATIONS - 1)]:
         path.unlink()
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
-    """The newest generation that is whole, or None where training has not saved one. Raises Corrupt where none is readable."""
+    """The newest generation that is whole, or None where training has not saved one. Raises Corrupt where none is readable.
+
+    Its tensors stay in the file, which is mapped: memory holds what is read of them.
+    """
     generations = _generations(folder)
     for _, path in reversed(generations):
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest()[:16] == path.stem.split("-")[1]:
-            state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
+        if artifacts.sha256_file(path)[:16] == path.stem.split("-")[1]:
+            state: dict[str, Any] = torch.load(path, weights_only=True, mmap=True)
             return state
     if generations:
         raise Corrupt(f"No saved state in {folder} is whole; delete the folder to start this run again.")
     return None
+
+
+def set_aside(folder: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of fp32 weights in a mapped file without a name, which ends with them: the system may leave them on the disk."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = [weight.numel() for weight in weights.values()]
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".tmp") as file:
+        flat = torch.from_file(file.name, shared=True, size=sum(sizes), dtype=torch.float32)
+    parts = zip(weights.items(), torch.split(flat, sizes), strict=True)
+    return {name: place.view(weight.shape).copy_(weight) for (name, weight), place in parts}
 
 
 def _generations(folder: Path) -> list[tuple[int, Path]]:

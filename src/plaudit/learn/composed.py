@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from plaudit import artifacts
 from plaudit.errors import ConfigError
-from plaudit.learn import answers, checkpoint, http_scorer, own_function, rule_terms
+from plaudit.learn import answers, checkpoint, distributed, http_scorer, own_function, rule_terms
 from plaudit.learn.answers import Answers, Messages
 from plaudit.learn.configs import FunctionTerm, HttpTerm, ModelTerm, Reward, Term, reward_terms, to_dict
 from plaudit.learn.http_scorer import Scorer
@@ -77,7 +78,8 @@ class ComposedReward:
     ) -> ComposedReward:
         """Load Checkpoints, import functions, read the tokens that http terms name from `environ` (the process's own, if not told).
 
-        Raises PlauditErrors: a Checkpoint that is missing, broken or of another base, a function that is not there, a variable not set.
+        Raises PlauditErrors: a Checkpoint that is missing, broken or of another base, a function that is not there, a pattern that
+        cannot be read, a variable not set.
         """
         parts: dict[str, Members | OwnFunction | Scorer] = {}
         terms = reward_terms(config)
@@ -89,6 +91,8 @@ class ComposedReward:
                     parts[term.name] = own_function.load(term)
                 case HttpTerm():
                     parts[term.name] = http_scorer.load(term, os.environ if environ is None else environ)
+                case _:
+                    rule_terms.check_rule(term)
         return cls(terms, parts, tokenizer)
 
     @property
@@ -100,7 +104,7 @@ class ComposedReward:
     def score(
         self, rollout: Rollout, packs: Sequence[Pack], trunks: Mapping[int, Trunk | None], messages: Sequence[Messages]
     ) -> Scores:
-        """Score a rollout.   N responses, all of them in `packs`; trunks by depth (None runs from the embedding); G conversations
+        """Score a rollout.   N responses, all of them in the processes' `packs`; trunks by depth (None runs from the embedding); G conversations
 
         `messages[g]` is what prompt g was rendered from. The first rollout ever scored sets the normaliser. Raises TrainingStopped where
         a function or a scorer fails, or gives back anything but N finite numbers.
@@ -111,13 +115,17 @@ class ComposedReward:
             part = self.parts.get(term.name)
             if isinstance(term, ModelTerm):
                 assert isinstance(part, Members)
-                own, members = _score_models(part.models, packs, trunks)
+                own, members = (
+                    distributed.assembled(found, (len(found), rollout.n))
+                    for found in _score_models(part.models, packs, trunks)
+                )
                 value = combine(own if term.combine == "mean" else members, term.combine, term.sd_coef)
                 if len(members) > 1:
                     spreads.append(members.std(dim=0, correction=0))
             else:
                 read = read or answers.read(rollout, messages, self.tokenizer)
-                value = _score_text(term, part, read)
+                # Of several processes one asks, about the whole rollout.
+                value = distributed.from_first(partial(_score_text, term, part, read))
             terms[term.name] = self._scaled(term, value)
             total += term.weight * terms[term.name]
         return Scores(total, terms, torch.stack(spreads).max(dim=0).values if spreads else None)

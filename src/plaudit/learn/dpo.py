@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,12 +21,13 @@ from torch import Tensor
 
 from plaudit.artifacts import Message, PreferenceRow, open_snapshot, write_atomic
 from plaudit.errors import BadInput
-from plaudit.learn import checkpoint, losses
+from plaudit.learn import checkpoint, distributed, losses
 from plaudit.learn.batches import Batcher, group_lengths
 from plaudit.learn.configs import DPOConfig
 from plaudit.learn.doctor import check_finite, check_first_preferences
-from plaudit.learn.epochs import Figures, Policy, Training, begin, load_policy, run_epochs, write_checkpoint
+from plaudit.learn.epochs import Figures, Training, begin, load_policy, run_epochs, write_checkpoint
 from plaudit.learn.pairs_file import Rejected, read_split
+from plaudit.learn.policies import Policy
 from plaudit.learn.run_folder import Clock, RunFolder
 from plaudit.learn.thumbs_file import Thumb, read_thumbs
 from plaudit.learn.tokens import ChatTokenizer, Pack, Trunk, from_text, hidden_states, logprobs_at
@@ -92,6 +93,14 @@ class Tally:
         for name, part in parts.items():
             self.parts.setdefault(name, []).append(part.detach())
 
+    def gather(self) -> None:
+        """Of this process's rows make those of all."""
+        found = distributed.gathered([(name, part) for name, parts in self.parts.items() for part in parts])
+        self.parts = {}
+        for name, part in found:
+            self.parts.setdefault(name, []).append(part)
+        (self.nll,) = distributed.total(self.nll)
+
     def cat(self, name: str) -> Tensor:
         return torch.cat(self.parts[name])
 
@@ -105,8 +114,9 @@ def train(config: DPOConfig, run: RunFolder) -> dict[str, Any]:
     with clock.phase("load"):
         policy = load_policy(config)
     with clock.phase("trunk"):
-        data = encode(tokenizer, rows, rows, config, policy)
-        test = encode(tokenizer, held_out, rows, config, policy) if held_out else None
+        tell = clock.tell("trunk")
+        data = encode(tokenizer, rows, rows, config, policy, tell)
+        test = encode(tokenizer, held_out, rows, config, policy, tell) if held_out else None
     training = begin(config, policy, group_lengths(data.responses.batcher.data))
     with clock.phase("reference"):
         fill_references(training, data, test, run)
@@ -199,7 +209,14 @@ def rows_of(pair: PreferenceRow, probability: float, config: DPOConfig) -> list[
     ]
 
 
-def encode(tokenizer: ChatTokenizer, rows: list[Row], pool: Sequence[Row], config: DPOConfig, policy: Policy) -> Data:
+def encode(
+    tokenizer: ChatTokenizer,
+    rows: list[Row],
+    pool: Sequence[Row],
+    config: DPOConfig,
+    policy: Policy,
+    tell: Callable[[int, int], None],
+) -> Data:
     """Row i as group i; a pair's responses are 2i (chosen) and 2i + 1 (rejected). KTO's mismatched responses come from `pool`."""
 
     def batcher(responses: Sequence[tuple[str, ...]], finished: Sequence[tuple[bool, ...]]) -> Batcher:
@@ -211,7 +228,7 @@ def encode(tokenizer: ChatTokenizer, rows: list[Row], pool: Sequence[Row], confi
             max_prompt_tokens=config.max_prompt_tokens,
             max_response_tokens=config.max_response_tokens,
         )
-        return Batcher(policy.decoder, data, config.first_layer, config.compute.micro_tokens, config.packing)
+        return Batcher(policy.decoder, data, config.first_layer, config.compute.micro_tokens, config.packing, tell)
 
     mismatched = None
     if config.loss == "kto":
@@ -267,6 +284,8 @@ def fill_references(training: Training, data: Data, test: Data | None, run: RunF
     parts = {"train": data.responses, "train_mismatched": data.mismatched}
     parts |= {"valid": test.responses, "valid_mismatched": test.mismatched} if test else {}
     folder, known = run.folder / "reference", checkpoint.load_state(run.folder / "reference")
+    if known is not None and known["processes"] != distributed.size():
+        known = None  # other shares are other layouts
     for name, part in parts.items():
         if part is None:
             continue
@@ -275,10 +294,12 @@ def fill_references(training: Training, data: Data, test: Data | None, run: RunF
             continue
         blocks = training.order if name.startswith("train") else part.batcher.blocks()
         for groups in blocks:
-            for batch, index, logprobs in passes(training.policy, part, groups):
+            for batch, index, logprobs in passes(training.policy, part, distributed.share(groups)):
                 part.reference[part.places(index, logprobs.shape[1])[batch.counts]] = logprobs[batch.counts]
+        part.reference.copy_(distributed.assembled(part.reference, part.reference.shape))
     if known is None:
-        checkpoint.save_state(folder, {name: part.reference for name, part in parts.items() if part is not None})
+        tables = {name: part.reference for name, part in parts.items() if part is not None}
+        checkpoint.save_state(folder, {**tables, "processes": distributed.size()})
 
 
 def log_ratios(
@@ -303,9 +324,9 @@ def reference_point(policy: Policy, config: DPOConfig, data: Data, blocks: Seque
     ratios = [
         log_ratios(config, data.mismatched, batch, index, logprobs)[0]
         for groups in blocks
-        for batch, index, logprobs in passes(policy, data.mismatched, groups)
+        for batch, index, logprobs in passes(policy, data.mismatched, distributed.share(groups))
     ]
-    return losses.kto_reference_point(torch.cat(ratios))
+    return losses.kto_reference_point(torch.cat(distributed.gathered(ratios)))
 
 
 # --- one batch --------------------------------------------------------------------------------------------------------------
@@ -314,8 +335,9 @@ def reference_point(policy: Policy, config: DPOConfig, data: Data, blocks: Seque
 def terms(
     policy: Policy, config: DPOConfig, data: Data, groups: Sequence[int], point: Tensor, tally: Tally
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """For each micro-batch of these rows: (which rows (m,), their losses (m,), nll of its chosen or liked responses, summed)."""
-    for batch, index, logprobs in passes(policy, data.responses, groups):
+    """For each micro-batch of this process's share of these rows: (which rows (m,), their losses (m,), nll of its chosen or liked
+    responses, summed)."""
+    for batch, index, logprobs in passes(policy, data.responses, distributed.share(groups)):
         ratio, kl = log_ratios(config, data.responses, batch, index, logprobs)
         if config.loss == "kto":
             rows, lead, p = index, ratio - point, data.probability[index]
@@ -335,7 +357,7 @@ def terms(
 
 
 def update(training: Training, config: DPOConfig, data: Data) -> Figures:
-    """One optimizer step on the weighted mean over the batch's rows, whatever the micro-batches."""
+    """One optimizer step on the weighted mean over the batch's rows, whatever the micro-batches and processes."""
     groups, tally = training.batch, Tally()
     share = data.weights / data.weights[groups].sum()
     n_tokens = chosen_tokens(config, data, groups)
@@ -344,6 +366,7 @@ def update(training: Training, config: DPOConfig, data: Data) -> Figures:
         total = (share[rows] * loss).sum()
         total = total + config.nll_coef / n_tokens * nll if config.nll_coef else total
         total.backward()  # type: ignore[no-untyped-call]
+    tally.gather()
     found = figures(config, data, tally, point, n_tokens)
     check_finite(found["loss"], training.update + 1, [data.rows[group].name for group in groups])
     if training.update == 0:
@@ -368,6 +391,7 @@ def measure(policy: Policy, config: DPOConfig, data: Data) -> tuple[Figures, Tal
     for groups in blocks:
         for _ in terms(policy, config, data, groups, point, tally):
             pass
+    tally.gather()
     n_tokens = chosen_tokens(config, data, range(len(data.rows)))
     return {**figures(config, data, tally, point, n_tokens), "n": len(data.rows)}, tally
 

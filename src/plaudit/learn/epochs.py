@@ -14,28 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plaudit.errors import ConfigError
-from plaudit.learn import checkpoint, doctor
+from plaudit.learn import checkpoint, distributed, doctor
 from plaudit.learn.batches import length_buckets
 from plaudit.learn.configs import DPOConfig, SFTConfig
-from plaudit.learn.nets import Adapter, Decoder
 from plaudit.learn.optimizer import AdamW
-from plaudit.learn.policies import load_base, load_start
+from plaudit.learn.policies import Policy, full_dtype, full_weights, load_base, load_start
 from plaudit.learn.run_folder import Clock, RunFolder
 
 Figures = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What is trained: an adapter over a frozen decoder, or the decoder's own upper layers."""
-
-    decoder: Decoder
-    adapter: Adapter | None  # None: full weights
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        module = self.decoder if self.adapter is None else self.adapter
-        return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 @dataclass
@@ -76,7 +62,7 @@ class Training:
 
 
 def load_policy(config: SFTConfig | DPOConfig) -> Policy:
-    """The policy to train, as the run starts from it. Raises ConfigError for full weights in bf16, where small updates round away."""
+    """The policy to train, as the run starts from it. Raises ConfigError for full weights in bf16."""
     torch.manual_seed(config.seed)
     if config.lora is not None:
         decoder, adapter = load_start(
@@ -84,11 +70,7 @@ def load_policy(config: SFTConfig | DPOConfig) -> Policy:
         )
         policy = Policy(decoder, adapter)
     else:
-        if config.compute.dtype == "bfloat16":
-            raise ConfigError(
-                "compute.dtype is 'bfloat16' with full weights (lora null); train them in float32, or use LoRA."
-            )
-        decoder = load_base(config.base, config.first_layer, torch.float32)
+        decoder = load_base(config.base, config.first_layer, full_dtype(config.compute))
         if config.start:
             decoder = decoder.folded(checkpoint.load_policy(Path(config.start), Path(config.base)))
         for parameter in full_weights(decoder, config.first_layer):
@@ -98,21 +80,6 @@ def load_policy(config: SFTConfig | DPOConfig) -> Policy:
     doctor.check_trainable(nn.ModuleList(parts), list(policy.trained().values()), policy.decoder.dtype)
     doctor.check_off(policy.decoder)
     return policy
-
-
-def full_weights(decoder: Decoder, first_layer: int) -> list[nn.Parameter]:
-    """What a full fine-tune from `first_layer` on trains: those layers, the final norm, the head; all there is if `first_layer` is 0.
-
-    The embedding feeds the frozen trunk, so above 0 it stays, and with it a head that is tied to it. Raises BadInput where the decoder
-    has no weights of our own to save (the plain path).
-    """
-    decoder.hf_names()
-    if first_layer == 0:
-        return list(decoder.parameters())
-    layers = [decoder.layer(index) for index in range(first_layer, decoder.config.n_layers)]
-    upper = [parameter for layer in layers for parameter in layer.parameters()]
-    head = [] if decoder.head is decoder.embedding else [decoder.get_parameter("head")]
-    return [*upper, decoder.norm, *head]
 
 
 def begin(config: SFTConfig | DPOConfig, policy: Policy, lengths: Sequence[int]) -> Training:
@@ -171,9 +138,10 @@ def save(training: Training, run: RunFolder) -> None:
 
 
 def restore(training: Training, run: RunFolder) -> None:
-    """Continue from the last saved state, if there is one."""
+    """Continue from the last saved state, if there is one; all processes from the same weights."""
     state = checkpoint.load_state(run.state)
     if state is None:
+        distributed.level(training.policy.trained().values())
         return
     for name, parameter in training.policy.trained().items():
         parameter.data.copy_(state["trained"][name])
@@ -190,6 +158,8 @@ def write_checkpoint(
     metrics: Mapping[str, Any],
 ) -> None:
     """The policy Checkpoint, its manifest last."""
+    if not distributed.is_first():
+        return
     base, lineage = Path(config.base), {**parents, "start": config.start}
     if policy.adapter is None:
         checkpoint.save_full_policy(run.checkpoint, policy.decoder, base, lineage, metrics)

@@ -1,45 +1,44 @@
 """What the on-policy programs share: sampling, the frozen passes, scores, the KL budget, epochs over a rollout, state and result.
 
-`ppo.py` and `grpo.py` hold what makes each of them what it is (the training graph, the advantages, the loss) and hand it to `run_steps`.
+`ppo.py` and `grpo.py` hold what makes each of them what it is (the training graph, the advantages, the loss) and hand it to
+`online_run.run_steps`.
 Numbers in brackets are lines of the checklist in docs/training.md.
 
 One step: sample -> one trunk for all passes -> reference and scores -> old log-probs -> advantages -> epochs of updates.
-The reference is the policy's own base with the adapter switched off, or the adapter that the run started from [7]. `kl` is the mean over
-responses of the summed k1. Before each update the sampled policy's KL is known: within the budget its weights are kept, beyond it the run
-stops and the kept ones become the Checkpoint. A last rollout only measures, so the Checkpoint's KL has always been measured.
+The reference is the policy's own base with the adapter switched off, or the adapter that the run started from [7]; where full weights are
+trained (`lora: null`), the base beside a copy of what is trained. `kl` is the mean over responses of the summed k1. Before each update the
+sampled policy's KL is known: within the budget its weights are kept, beyond it the run stops and the kept ones become the Checkpoint. A last
+rollout only measures, so the Checkpoint's KL has always been measured.
 Guards (guards.py) look at each rollout, and may end the run or send it back to an earlier policy.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from plaudit.artifacts import Message, open_snapshot, sha256_of
 from plaudit.errors import BadInput
-from plaudit.learn import checkpoint, doctor, losses
-from plaudit.learn.advantages import RunningMoments, adaptive_kl_coef, token_rewards
+from plaudit.learn import checkpoint, distributed, doctor, losses, remote_rollout
+from plaudit.learn.advantages import RunningMoments, token_rewards
 from plaudit.learn.batches import extend_trunk
 from plaudit.learn.composed import ComposedReward, Scores
 from plaudit.learn.configs import OnlineConfig
-from plaudit.learn.guards import Floats, Guards, Sampled, spring_traps, text_figures
+from plaudit.learn.guards import Guards
 from plaudit.learn.nets import Adapter, Decoder, ScalarHead
 from plaudit.learn.optimizer import AdamW
-from plaudit.learn.policies import load_start
+from plaudit.learn.policies import Policy, load_online
 from plaudit.learn.rewards import score_responses
 from plaudit.learn.rollout import Sampling, generate
 from plaudit.learn.run_folder import Clock, RunFolder
-from plaudit.learn.tokens import ChatTokenizer, Pack, Rollout, Trunk, from_text, pack, response_logprobs
+from plaudit.learn.tokens import ChatTokenizer, Pack, Rollout, Trunk, pack, response_logprobs
 
 HELD_PACKS = 2  # graphs that may wait for the advantages; one is in memory at any rate
-MAX_TRAP_TOKENS = 512  # a padded text is cut here
 MAX_MEAN_RATIO = 10.0  # a minibatch beyond it is skipped: its samples say nothing about this policy any more [13]
 
 Config = TypeVar("Config", bound=OnlineConfig)
@@ -64,9 +63,10 @@ class Learner(Generic[Config_co]):
     """Everything a step needs. What changes is in `state/`: see `save`."""
 
     config: Config_co
-    decoder: Decoder
-    adapter: Adapter
-    reference: Adapter | None  # None: the base itself
+    decoder: Decoder  # the policy's
+    adapter: Adapter | None  # None: the decoder's own weights are trained
+    base: Decoder  # frozen, what every other model stands on; the policy's own where it is an adapter
+    reference: Policy  # frozen: where the run started
     heads: dict[str, ScalarHead]  # trained beside the adapter: PPO's value head
     reward: ComposedReward
     guards: Guards
@@ -85,8 +85,14 @@ class Learner(Generic[Config_co]):
     best_kl: float = 0.0
 
     def trained(self) -> dict[str, Tensor]:
-        modules = nn.ModuleDict({"policy": self.adapter, **self.heads})
-        return {name: parameter.detach() for name, parameter in modules.named_parameters()}
+        modules = nn.ModuleDict({"policy": self.adapter or self.decoder, **self.heads})
+        return {name: p.detach() for name, p in modules.named_parameters() if p.requires_grad}
+
+    def copies(self, run: RunFolder) -> dict[str, Tensor]:
+        """Of what is trained. Full weights are set aside on the disk: memory holds policy, reference and optimizer, and no third model."""
+        if self.adapter is None:
+            return checkpoint.set_aside(run.state, self.trained())
+        return {name: tensor.clone() for name, tensor in self.trained().items()}
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ class Observed:
     rollout: Rollout
     trunks: Mapping[int, Trunk | None]  # by depth: the policy's and each reward model's
     trunk: Trunk | None  # the policy's
-    minibatches: list[list[Pack]]
+    minibatches: list[list[Pack]]  # of each this process's share
     counts: Tensor  # (N, R) bool, response tokens, EOS included
     mask: Tensor  # (N, R) bool, what is trained: none of a truncated response if truncation is `mask`
     finished: Tensor  # (N,) bool
@@ -106,6 +112,7 @@ class Observed:
     messages: Sequence[Sequence[Message]] = ()  # of each prompt
     base: Tensor | None = None  # (N, R) log-probs of the base, where the reference is another and its KL has a budget
     gold: Tensor | None = None  # (N,) the held-out judge's scores
+    sampler: Tensor | None = None  # (N, R) log-probs of a server that sampled
 
     @property
     def packs(self) -> list[Pack]:
@@ -141,34 +148,31 @@ def start(config: Config, heads: Sequence[str] = ()) -> Learner[Config]:
     """Load base, start, reward and prompts; `heads` names fresh scalar heads. Raises PlauditErrors where they do not fit together."""
     torch.manual_seed(config.seed)
     base = Path(config.base)
-    decoder, adapter = load_start(
-        config.base, config.start, config.lora, config.first_layer, config.seed, config.compute
-    )
-    reference = copy.deepcopy(adapter).requires_grad_(False) if config.start else None
+    begun = load_online(config.base, config.start, config.lora, config.first_layer, config.seed, config.compute)
+    decoder, adapter = begun.policy.decoder, begun.policy.adapter
     fresh = {name: ScalarHead(decoder.config.d_model, seed=config.seed) for name in heads}
     for head in fresh.values():
         nn.init.zeros_(head.weight)  # starts as "no idea": noise of the head would swamp the first advantages
     tokenizer = ChatTokenizer.load(base)
-    body, scalars = list(adapter.parameters()), [p for head in fresh.values() for p in head.parameters()]
-    doctor.check_trainable(nn.ModuleList([decoder, adapter, *fresh.values()]), [*body, *scalars], decoder.dtype)
+    body, scalars = list(begun.policy.trained().values()), [p for head in fresh.values() for p in head.parameters()]
+    parts = [decoder, *([adapter] if adapter is not None else []), *fresh.values()]
+    doctor.check_trainable(nn.ModuleList(parts), [*body, *scalars], decoder.dtype)
     doctor.check_off(decoder)
-    reward = ComposedReward.load(config.reward, base, decoder, tokenizer)
-    learner = Learner(
+    reward = ComposedReward.load(config.reward, base, begun.base, tokenizer)
+    return Learner(
         config=config,
         decoder=decoder,
         adapter=adapter,
-        reference=reference,
+        base=begun.base,
+        reference=begun.reference,
         heads=fresh,
         reward=reward,
-        guards=Guards.load(config.guards, config.kl, base, decoder, list(reward.parents().values())),
+        guards=Guards.load(config.guards, config.kl, base, begun.base, list(reward.parents().values())),
         prompts=read_prompts(config, tokenizer),
         adam=AdamW(config.optimizer, body, scalars),
         generator=torch.Generator().manual_seed(config.seed),
         kl_coef=config.kl.coef,
     )
-    learner.kept = {name: tensor.clone() for name, tensor in learner.trained().items()}
-    learner.best = learner.kept
-    return learner
 
 
 def read_prompts(config: OnlineConfig, tokenizer: ChatTokenizer) -> list[Prompt]:
@@ -198,11 +202,30 @@ def next_prompts(learner: Learner[OnlineConfig]) -> list[Prompt]:
 
 
 def sample(decoder: Decoder, adapter: Adapter | None, prompts: Sequence[Prompt], n: int, sampling: Sampling) -> Rollout:
-    """n responses to each prompt. fp32 weights sample with the adapter folded in, which costs no more than the base."""
-    ids = [prompt.ids for prompt in prompts]
+    """n responses to each prompt. fp32 weights sample with the adapter folded in, which costs no more than the base.
+
+    Each process samples for its share of the prompts and gets the responses to all of them.
+    """
+    ids, mine = [prompt.ids for prompt in prompts], distributed.share(range(len(prompts)))
     if adapter is not None and decoder.dtype == torch.float32:
-        return generate(decoder.folded(adapter), ids, n, sampling).rollout
-    return generate(decoder, ids, n, sampling, adapter).rollout
+        decoder, adapter = decoder.for_sampling(adapter), None
+    own = generate(decoder, [ids[place] for place in mine], n, sampling, adapter, places=mine).rollout
+    groups = [mine[group] for group in own.group]
+    rows = distributed.gathered(list(zip(groups, range(own.n), own.response_ids, own.finished, strict=True)))
+    rows.sort()
+    return Rollout(ids, [row[2] for row in rows], [row[0] for row in rows], [row[3] for row in rows])
+
+
+def sample_anywhere(
+    learner: Learner[OnlineConfig], prompts: Sequence[Prompt], sampling: Sampling, step: int
+) -> tuple[Rollout, Tensor | None]:
+    """A rollout from here or from a server; of the latter also the log-probs (N, R) that it sampled with."""
+    config, n = learner.config, learner.config.sampling.samples_per_prompt
+    if config.rollout is None or learner.adapter is None:
+        return sample(learner.decoder, learner.adapter, prompts, n, sampling), None
+    shape = learner.decoder.config
+    server = remote_rollout.load(config.rollout, shape.stop_ids, shape.vocab_size)
+    return remote_rollout.sample(server, learner.adapter, [prompt.ids for prompt in prompts], n, sampling, step)
 
 
 def observe(learner: Learner[OnlineConfig], step: int, clock: Clock) -> Observed:
@@ -211,22 +234,30 @@ def observe(learner: Learner[OnlineConfig], step: int, clock: Clock) -> Observed
     prompts, asked = next_prompts(learner), config.sampling
     choice = Sampling(asked.max_new_tokens, asked.temperature, seed=config.seed * 1_000_003 + step)
     with clock.phase("sample"):
-        sampled = sample(learner.decoder, learner.adapter, prompts, asked.samples_per_prompt, choice)
+        sampled, sampler = sample_anywhere(learner, prompts, choice, step)
+    minibatches = split(learner, sampled)
+    packs = [batch for minibatch in minibatches for batch in minibatch]
     with clock.phase("trunk"):
         judge = learner.guards.judge
         depths = (config.first_layer, *learner.reward.depths, *([judge.first_layer] if judge else []))
-        trunks = run_trunks(learner.decoder, sampled, depths, config.compute.micro_tokens)
-    minibatches = split(learner, sampled)
-    packs = [batch for minibatch in minibatches for batch in minibatch]
+        mine = torch.cat([batch.response for batch in packs]).sort().values.tolist()
+        trunks = run_trunks(learner.base, sampled, depths, config.compute.micro_tokens, mine)
     trunk = trunks[config.first_layer]
     with clock.phase("reference"):
-        reference, counts, _ = response_logprobs(learner.decoder, learner.reference, packs, trunk, asked.temperature)
+        began = learner.reference
+        reference, counts, _ = response_logprobs(began.decoder, began.adapter, packs, trunk, asked.temperature)
+        shape = (sampled.n, max(map(len, sampled.response_ids)))
+        reference, counts = distributed.assembled(reference, shape), distributed.assembled(counts, shape)
         from_base = None
-        if learner.reference is not None and config.guards.kl_base is not None and config.kl.base_budget is not None:
-            from_base, _, _ = response_logprobs(learner.decoder, None, packs, trunk, asked.temperature)
+        if config.start and config.guards.kl_base is not None and config.kl.base_budget is not None:
+            from_base, _, _ = response_logprobs(learner.base, None, packs, trunk, asked.temperature)
+            from_base = distributed.assembled(from_base, shape)
     with clock.phase("score"):
         scored = learner.reward.score(sampled, packs, trunks, [prompt.messages for prompt in prompts])
-        gold = score_responses(judge, packs, trunks[judge.first_layer]) / judge.sd if judge else None
+        gold = None
+        if judge is not None:
+            found = score_responses(judge, packs, trunks[judge.first_layer]) / judge.sd
+            gold = distributed.assembled(found, (sampled.n,))
     doctor.check_masks(counts, sampled.lengths().tolist())
     finished = torch.tensor(sampled.finished)
     scores = normalise(learner, scored.total)
@@ -246,17 +277,22 @@ def observe(learner: Learner[OnlineConfig], step: int, clock: Clock) -> Observed
         messages=[prompt.messages for prompt in prompts],
         base=from_base,
         gold=gold,
+        sampler=sampler,
     )
 
 
 def run_trunks(
-    decoder: Decoder, sampled: Rollout, depths: Iterable[int], micro_tokens: int
+    decoder: Decoder,
+    sampled: Rollout,
+    depths: Iterable[int],
+    micro_tokens: int,
+    responses: Sequence[int] | None = None,
 ) -> Mapping[int, Trunk | None]:
-    """The frozen layers at each depth that a model freezes (0: none), every layer once."""
+    """The frozen layers at each depth that a model freezes (0: none), every layer once; for these responses, or all."""
     trunks: dict[int, Trunk | None] = {0: None}
     below: Trunk | None = None
     for depth in sorted(set(depths) - {0}):
-        below = trunks[depth] = extend_trunk(decoder, sampled, below, depth, micro_tokens)
+        below = trunks[depth] = extend_trunk(decoder, sampled, below, depth, micro_tokens, responses)
     return trunks
 
 
@@ -272,10 +308,13 @@ def normalise(learner: Learner[OnlineConfig], raw: Tensor) -> Tensor:
 
 def split(learner: Learner[OnlineConfig], sampled: Rollout) -> list[list[Pack]]:
     """Random minibatches of whole prompt groups, each in micro-batches that stay the same in every epoch, so that old and new
-    log-probs come from the same products [6, 12]."""
+    log-probs come from the same products [6, 12]. Groups are dealt out to the processes in turn, so each has its part of every minibatch
+    and at least one group."""
     n_groups, n = len(sampled.prompt_ids), learner.config.minibatches
     order = torch.randperm(n_groups, generator=learner.generator).tolist()
-    parts = [set(order[i::n]) for i in range(n)]
+    dealt = [group for i in range(n) for group in order[i::n]]
+    mine = set(distributed.share(dealt))
+    parts = [mine.intersection(order[i::n]) for i in range(n)]
     return [
         pack(sampled, [i for i in range(sampled.n) if sampled.group[i] in part], learner.config.compute.micro_tokens)
         for part in parts
@@ -303,7 +342,12 @@ def old_pass(minibatches: list[list[Pack]], counts: Tensor, forward: Callable[[P
                     whole[batch.response, : values.shape[1]] = torch.where(batch.counts, values.detach(), 0.0)
             if hold and number == 0:
                 held.append(made)
-    return Old(columns, held)
+    return Old({name: distributed.assembled(whole, whole.shape) for name, whole in columns.items()}, held)
+
+
+def members_of(packs: Sequence[Pack]) -> Tensor:
+    """The responses of a minibatch, of which each process holds some packs.   -> (n,) long"""
+    return torch.cat(distributed.gathered([batch.response for batch in packs]))
 
 
 def rewards_of(seen: Observed, old: Old, step: int, kl_coef: float) -> Tensor:
@@ -314,6 +358,14 @@ def rewards_of(seen: Observed, old: Old, step: int, kl_coef: float) -> Tensor:
     rewards = token_rewards(seen.scores, kl, seen.counts, kl_coef)
     doctor.check_score_position(rewards, torch.where(seen.counts, -kl_coef * kl, 0.0), seen.scores, seen.counts)
     return rewards
+
+
+def corrected(learner: Learner[OnlineConfig], seen: Observed, old: Old, advantages: Tensor) -> Tensor:
+    """Advantages times the importance weight of each token, where a server sampled: a surrogate is homogeneous in them.   (N, R) -> (N, R)"""
+    if seen.sampler is None or learner.config.rollout is None:
+        return advantages
+    weights, _, _ = losses.truncated_importance(old.logprobs, seen.sampler, seen.counts, learner.config.rollout.cap)
+    return advantages * weights
 
 
 # --- updates ----------------------------------------------------------------------------------------------------------------
@@ -328,7 +380,8 @@ def run_epochs(
 ) -> Row:
     """Epochs of updates on one rollout; returns the means of their figures.
 
-    `gradient` adds up the gradient of one minibatch, from held graphs where it is given some, and returns its figures (among them
+    `gradient` adds up the gradient of this process's packs of one minibatch, from held graphs where it is given some, and returns their
+    part of the minibatch's figures (among them
     `approx_kl` and the mean `ratio`) and the largest |ratio - 1|. Epochs stop when a minibatch's approximate KL passes 1.5 x target
     (before its update), and a minibatch whose mean ratio exceeds MAX_MEAN_RATIO is skipped and counted [13].
     """
@@ -343,6 +396,7 @@ def run_epochs(
         for place, index in enumerate(order):
             first = epoch == 0 and index == 0
             figures, worst = gradient(seen.minibatches[index], old.held if first else [])
+            figures = distributed.totals(figures)
             if first:
                 doctor.check_first_ratio(worst, step)
                 sums = dict.fromkeys((*figures, "gradient_norm"), 0.0)
@@ -376,6 +430,7 @@ def figures_of(learner: Learner[OnlineConfig], seen: Observed, old: Old, rewards
     kl_se                  standard error of `kl`
     kl_coef                of this step
     entropy                nats per token, where asked
+    tis_ratio_mean         of a server's rollout: trainer's over server's probability, mean over tokens; tis_clipped_fraction: share cut
     response_tokens        mean; eos_fraction: share of responses that ended by themselves
     n                      responses
     The updates add: clip_fraction, approx_kl (k3 of old against new, nats per token), gradient_norm, learning_rate, updates, skipped,
@@ -401,6 +456,10 @@ def figures_of(learner: Learner[OnlineConfig], seen: Observed, old: Old, rewards
         row |= {f"term_{name}": float(values.mean()), f"term_{name}_sd": _sd(values)}
     if seen.scored.disagreement is not None:
         row["disagreement"] = float(seen.scored.disagreement.mean())
+    if seen.sampler is not None and learner.config.rollout is not None:
+        cap = learner.config.rollout.cap
+        _, ratio, cut = losses.truncated_importance(old.logprobs, seen.sampler, seen.counts, cap)
+        row |= {"tis_ratio_mean": float(ratio), "tis_clipped_fraction": float(cut)}
     if "entropy" in old.columns:
         row["entropy"] = float(losses.masked_mean(old.columns["entropy"], seen.counts))
     return row
@@ -408,218 +467,3 @@ def figures_of(learner: Learner[OnlineConfig], seen: Observed, old: Old, rewards
 
 def _sd(x: Tensor) -> float:
     return float(x.std()) if len(x) > 1 else 0.0
-
-
-# --- guards -----------------------------------------------------------------------------------------------------------------
-
-
-def sampled_of(learner: Learner[OnlineConfig], seen: Observed, old: Old) -> Sampled:
-    """A rollout as guards see it."""
-
-    def kl_to(reference: Tensor) -> list[float]:
-        return torch.where(seen.counts, losses.kl_k1(old.logprobs, reference), 0.0).sum(dim=1).tolist()
-
-    figures: dict[str, list[float]] = {
-        "score": seen.scored.total.tolist(),
-        "tokens": seen.rollout.lengths().float().tolist(),
-        "kl": kl_to(seen.reference),
-    }
-    if seen.base is not None:
-        figures["kl_base"] = kl_to(seen.base)
-    for name, values in (("gold", seen.gold), ("disagreement", seen.scored.disagreement)):
-        if values is not None:
-            figures[name] = values.tolist()
-    if "entropy" in old.columns:
-        entropy = torch.where(seen.counts, old.columns["entropy"], 0.0)
-        figures["entropy"] = (entropy.sum(dim=1) / seen.counts.sum(dim=1)).tolist()
-    ids = seen.rollout.response_ids
-    texts = [learner.reward.tokenizer.decode(one) for one in ids]
-    return Sampled(list(seen.rollout.group), [list(one) for one in ids], figures | text_figures(texts, ids))
-
-
-def watch(learner: Learner[Config], seen: Observed, old: Old, step: int) -> tuple[Row, bool]:
-    """Let the guards look; on the first rollout, which is the reference's own, at trap texts too. Returns what metrics.jsonl says of it, and
-    whether a guard that acts alarms."""
-    guards, config = learner.guards, learner.config
-    tokenizer = learner.reward.tokenizer
-
-    def score(prompts: Sequence[Sequence[Mapping[str, Any]]], texts: Sequence[Sequence[str]]) -> list[Floats]:
-        longest = max(MAX_TRAP_TOKENS, config.sampling.max_new_tokens)
-        asked = from_text(tokenizer, prompts, texts, None, config.sampling.max_prompt_tokens, longest)
-        packs = pack(asked, token_budget=config.compute.micro_tokens)
-        trunks = run_trunks(learner.decoder, asked, learner.reward.depths, config.compute.micro_tokens)
-        found = learner.reward.score(asked, packs, trunks, prompts).total
-        return [np.asarray(part, dtype=np.float64) for part in torch.split(found, [len(row) for row in texts])]
-
-    if step == 1 and config.guards.traps:
-        n = min(config.guards.traps, len(seen.messages))
-        answers = [tokenizer.decode(seen.rollout.response_ids[seen.rollout.group.index(i)]) for i in range(n)]
-        total = seen.scored.total.tolist()
-        guards.traps = spring_traps(score, seen.messages[:n], answers, total, tokenizer.eos_id is not None)
-    row, alarms = guards.look(step, sampled_of(learner, seen, old))
-    if not alarms or config.guards.on_critical == "warn":
-        return row, False
-    went = {
-        "stop": f"ended after {step - 1} steps",
-        "best": f"went back to the policy after {max(guards.best_step - 1, 0)} steps",
-    }
-    guards.done = f"Because of {' and '.join(alarms)}, rollout {step}, the run {went[config.guards.on_critical]}."
-    return row, True
-
-
-# --- the run ----------------------------------------------------------------------------------------------------------------
-
-
-def run_steps(
-    learner: Learner[Config],
-    run: RunFolder,
-    program: str,
-    collect: Callable[[Learner[Config], int, Clock], Data],
-    describe: Callable[[Learner[Config], Data], Row],
-    optimise: Callable[[Learner[Config], Data, int], Row],
-) -> dict[str, Any]:
-    """Run to the end or the KL budget, from the last saved state where there is one, and write the Checkpoint; returns result.json's content.
-
-    `collect` samples and observes, `describe` gives its figures (`kl` among them), `optimise` updates.
-    """
-    config = learner.config
-    restore(learner, run)
-    history = run.resume_metrics(learner.step)
-    stopped = any(row["stop"] for row in history)
-    while not stopped and learner.step <= config.steps:
-        clock = Clock(run)
-        step = learner.step + 1
-        measuring = step == config.steps + 1
-        data = collect(learner, step, clock)
-        row = describe(learner, data)
-        with clock.phase("guards"):
-            said, alarm = watch(learner, data.seen, data.old, step)
-        row |= said
-        over = config.kl.budget is not None and row["kl"] > config.kl.budget
-        if not over:
-            learner.kept = {name: value.clone() for name, value in learner.trained().items()}
-            learner.kept_step, learner.kept_kl = step - 1, row["kl"]
-            if learner.guards.best_step == step:
-                learner.best, learner.best_step, learner.best_kl = learner.kept, step - 1, row["kl"]
-        if alarm and config.guards.on_critical == "best":
-            learner.kept, learner.kept_step, learner.kept_kl = learner.best, learner.best_step, learner.best_kl
-        if over or alarm:
-            load_trained(learner, learner.kept)
-        stopped = over or alarm or measuring
-        row["stop"] = "guard" if alarm else "budget" if over else "end" if measuring else ""
-        if not stopped:
-            with clock.phase("update"):
-                row |= optimise(learner, data, step)
-            if config.kl.target is not None:
-                learner.kl_coef = adaptive_kl_coef(
-                    learner.kl_coef, row["kl"], config.kl.target, row["n"], config.kl.horizon
-                )
-        learner.step = step
-        n_tokens = row["response_tokens"] * row["n"]
-        row |= {"phases": clock.rounded(), "tokens_per_second": n_tokens / clock.total}
-        history.append(run.log(step, config.steps + 1, program, clock.total, **row))
-        if step % config.compute.save_every == 0 or stopped:
-            save(learner, run)
-    return finish(learner, run, program, history)
-
-
-def load_trained(learner: Learner[OnlineConfig], weights: Mapping[str, Tensor]) -> None:
-    """Put adapter and heads back to these weights."""
-    for name, parameter in learner.trained().items():
-        parameter.copy_(weights[name])
-
-
-def save(learner: Learner[OnlineConfig], run: RunFolder) -> None:
-    """All that `restore` needs for the next step to be, bit for bit, what it would have been [16]."""
-    checkpoint.save_state(
-        run.state,
-        {
-            "step": learner.step,
-            "trained": {name: tensor.clone() for name, tensor in learner.trained().items()},
-            "kept": learner.kept,
-            "kept_step": learner.kept_step,
-            "kept_kl": learner.kept_kl,
-            "best": learner.best,
-            "best_step": learner.best_step,
-            "best_kl": learner.best_kl,
-            "guards": learner.guards.state(),
-            "optimizer": learner.adam.state(),
-            "generator": learner.generator.get_state(),
-            "order": learner.order,
-            "kl_coef": learner.kl_coef,
-            "moments": asdict(learner.moments),
-            "reward": learner.reward.state(),
-        },
-    )
-
-
-def restore(learner: Learner[OnlineConfig], run: RunFolder) -> None:
-    """Continue from the last saved state, if there is one."""
-    state = checkpoint.load_state(run.state)
-    if state is None:
-        return
-    load_trained(learner, state["trained"])
-    learner.adam.load(state["optimizer"])
-    learner.generator.set_state(state["generator"])
-    learner.step, learner.order, learner.kl_coef = state["step"], state["order"], state["kl_coef"]
-    learner.moments = RunningMoments(**state["moments"])
-    learner.reward.restore(state["reward"])
-    learner.kept, learner.kept_step, learner.kept_kl = state["kept"], state["kept_step"], state["kept_kl"]
-    learner.best, learner.best_step, learner.best_kl = state["best"], state["best_step"], state["best_kl"]
-    learner.guards.restore(state["guards"])
-
-
-CURVE = (
-    "step",
-    "reward",
-    "score",
-    "score_sd",
-    "kl",
-    "kl_se",
-    "kl_k3",
-    "response_tokens",
-    "eos_fraction",
-    "explained_variance",
-)
-
-
-def finish(learner: Learner[OnlineConfig], run: RunFolder, program: str, history: list[Row]) -> dict[str, Any]:
-    """Write result.json, then the Checkpoint of the kept weights, its manifest last."""
-    config = learner.config
-    load_trained(learner, learner.kept)
-    kept = history[learner.kept_step]  # the rollout that measured the kept weights
-    phases: dict[str, float] = {}
-    for row in history:
-        for name, seconds in row["phases"].items():
-            phases[name] = phases.get(name, 0.0) + seconds
-    result = {
-        "program": program,
-        "stop": history[-1]["stop"],
-        "steps": learner.kept_step,
-        "kl": kept["kl"],
-        "kl_se": kept["kl_se"],
-        "kl_budget": config.kl.budget,
-        "score_first": history[0]["score"],
-        "score": kept["score"],
-        "seconds": sum(row["seconds"] for row in history),
-        "phases": {name: round(seconds, 3) for name, seconds in phases.items()},
-        "reward": learner.reward.lineage(),
-        "guards": learner.guards.result(),
-        "curve": [{name: row[name] for name in CURVE if name in row} for row in history],
-    }
-    run.write_result(result)
-    checkpoint.save_policy(
-        run.checkpoint,
-        learner.adapter,
-        Path(config.base),
-        parents={
-            "snapshot": config.snapshot,
-            "start": config.start,
-            **learner.reward.parents(),
-            "judge": config.guards.judge,
-        },
-        metrics={name: result[name] for name in ("kl", "score", "steps")},
-        value_head=learner.heads.get("value"),
-        card=learner.guards.card(),
-    )
-    return result

@@ -4,9 +4,9 @@ Its members differ in the advantage function (advantages.group_advantages) and i
 and what the loss is divided by are options of all of them. One epoch of one minibatch, the default, is on-policy: the loss is trained
 on the very graph that gave the log-probs, where that is small enough to be held, and the ratio is exactly 1.
 
-Sampling, the frozen passes, the KL budget, epochs, state and result are in experience.py. Numbers in brackets are lines of the checklist
-in docs/training.md. metrics.jsonl, phase `grpo`, one line a step: `experience.figures_of`, `describe` and `gradient`.
-Left out: asymmetric clipping, dropping prompts whose samples score alike (they are counted), several processes.
+Sampling, the frozen passes and epochs are in experience.py, the KL budget, state and result in online_run.py. Numbers in brackets are lines
+of the checklist in docs/training.md. metrics.jsonl, phase `grpo`, one line a step: `experience.figures_of`, `describe` and `gradient`.
+Left out: asymmetric clipping, dropping prompts whose samples score alike (they are counted).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plaudit.learn import experience, losses
+from plaudit.learn import experience, losses, online_run
 from plaudit.learn.advantages import group_advantages
 from plaudit.learn.configs import GRPOConfig
 from plaudit.learn.experience import Columns, Learner, Observed, Old
@@ -37,7 +37,7 @@ class Experience:
 
 def train(config: GRPOConfig, run: RunFolder) -> dict[str, Any]:
     """Run to the end (or the KL budget) and write the Checkpoint; returns result.json's content."""
-    return experience.run_steps(start(config), run, "grpo", collect, describe, optimise)
+    return online_run.run_steps(start(config), run, "grpo", collect, describe, optimise)
 
 
 def start(config: GRPOConfig) -> Learner[GRPOConfig]:
@@ -58,7 +58,7 @@ def collect(learner: Learner[GRPOConfig], step: int, clock: Clock) -> Experience
         )
     rewards = experience.rewards_of(seen, old, step, learner.kl_coef if config.kl_in == "reward" else 0.0)
     advantages = group_advantages(rewards, seen.mask, torch.tensor(seen.rollout.group), config.baseline)
-    return Experience(seen, old, rewards, advantages)
+    return Experience(seen, old, rewards, experience.corrected(learner, seen, old, advantages))
 
 
 def forward(learner: Learner[GRPOConfig], batch: Pack, trunk: Trunk | None) -> Columns:
@@ -88,7 +88,7 @@ def gradient(
     Returns masked means over its tokens, and the largest |ratio - 1|.
     """
     config, seen = learner.config, data.seen
-    members = torch.cat([batch.response for batch in packs])
+    members = experience.members_of(packs)
     n = seen.mask[members].sum().clamp(min=1)
     weights = torch.zeros(seen.rollout.n)
     weights[members] = losses.response_weights(seen.mask[members], config.loss_norm, config.sampling.max_new_tokens)

@@ -1,12 +1,11 @@
-"""Guards: what watches a policy, rollout by rollout, for signs that it fools its reward. Page: docs/guards.md (signals 1, 2, 4, 7, 8, 11-13).
+"""Guards: what watches a policy, rollout by rollout, for signs that it fools its reward. Page: docs/guards.md (signals 1-4, 7, 8, 11-13).
 
 A rollout is a sample of some dozens of responses, so a limit alone would alarm on noise. A guard's condition holds in a rollout where its figure
 is past the limit *and*, if it is a difference from the first rollout (whose policy is the reference), that difference is beyond what two
 rollouts of one policy show: a t test on prompt means, `SURE`. It fires where that holds in `patience` rollouts in a row.
 
-experience.py calls, in this order: `load`; `restore` where it resumes; after each rollout `look`; `state` into what it saves; at the
-end `result` and `card`. Here nothing stops and no weights move: `look` says which guards alarm, experience.py acts.
-Left out: the overoptimisation fit (signal 3), which wants a spread of KL that a short run does not have.
+online_run.py calls, in this order: `load`; `restore` where it resumes; after each rollout `look`; `state` into what it saves; at the
+end `result` and `card`. Here nothing stops and no weights move: `look` says which guards alarm, online_run.py acts.
 """
 
 from __future__ import annotations
@@ -41,6 +40,8 @@ GUARDS: tuple[Guard, ...] = get_args(Guard)
 LEVELS = ("ok", "warn", "critical")
 SURE = 0.99  # two-sided confidence of a difference between two rollouts
 OUTLIER_QUANTILE, OUTLIERS_NEED = 0.999, 1000  # responses of a first rollout that have such a quantile
+LAW_NEEDS = 4  # rollouts away from the start before the law of overoptimisation is fitted: it has two numbers
+LAW_REACH = 10.0  # a peak this many times as far away as the policy has been is no finding
 FORMATS = {
     "markdown": re.compile(r"^#{1,6} |```|^\|.*\|$|\[[^\]\n]+\]\([^)\n]+\)", re.MULTILINE),
     "list": re.compile(r"^\s*([-*\u2022]|\d+[.)]) ", re.MULTILINE),
@@ -58,6 +59,8 @@ SAYS: dict[Guard, str] = {
     "kl_base": "the KL to the base reached {kl_base_share:.0%} of its budget",
     "gold": "the score rose by {score_gain:.2f} sd while the judge moved by {gold_gain:.2f}, to {gold_below_peak:.1f} standard errors below "
     "its peak",
+    "overoptimisation": "fitted to the judge's scores, the law of overoptimisation peaks at a KL of {peak_kl:.1f}; the square root of the "
+    "policy's is at {overoptimisation:.0%} of that",
     "disagreement": "the reward's members disagree {disagreement_ratio:.2f} times as much as on the first rollout",
     "length_change": "responses are {length_change:.0%} longer than in the first rollout",
     "length_correlation": "score and length of a response have a rank correlation of {length_correlation:.2f}",
@@ -92,11 +95,12 @@ class Mean:
 
 @dataclass(frozen=True)
 class Trend:
-    """The judge beside the score, both in sd of the first rollout and 0 there."""
+    """The judge beside the score, both in sd of the first rollout and 0 there, and how far the policy has come."""
 
     step: int
     gold: Mean
     score: Mean
+    kl: float = 0.0  # mean KL to the start, nats
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,8 @@ def read(config: GuardsConfig, budgets: KLConfig, first: Sampled, now: Sampled, 
     parts += [_diversity(config, first, now), _outliers(config, first, now)]
     if trends and config.gold is not None:
         parts.append(_gold(config.gold, trends))
+    if trends and config.overoptimisation is not None:
+        parts.append(_overoptimisation(config.overoptimisation, trends))
     if "disagreement" in now.figures:
         one, other = (mean_of(some.figures["disagreement"], some.group) for some in (now, first))
         ratio = one.value / other.value if other.value > 0 else 1.0
@@ -213,7 +219,7 @@ def trend(step: int, first: Sampled, now: Sampled) -> Trend:
         of = np.asarray(first.figures[name])
         return mean_of((np.asarray(now.figures[name]) - of.mean()) / (of.std() or 1.0), now.group)
 
-    return Trend(step, standard("gold"), standard("score"))
+    return Trend(step, standard("gold"), standard("score"), max(float(np.mean(now.figures["kl"])), 0.0))
 
 
 def peak(trends: Sequence[Trend]) -> Trend:
@@ -241,6 +247,61 @@ def _gold(limits: Limits, trends: Sequence[Trend]) -> Reading:
     if critical is not None and below > critical and rises(now.score, best.score):
         found = 2
     return Reading(figures, {"gold": found})
+
+
+@dataclass(frozen=True)
+class Law:
+    """What the judge gains at a distance d = sqrt(KL) under RL: d (a - b ln d) (Gao, Schulman, Hilton 2022, "Scaling Laws for Reward Model
+    Overoptimization", 3.1), fitted."""
+
+    a: float
+    b: float
+    covariance: Floats  # (2, 2) of a and b
+    df: int
+
+    @property
+    def peak(self) -> float:
+        """The distance beyond which more optimisation loses; next to 0 where the gain falls from the start, infinite where it never does."""
+        return math.exp(min(max(self.a / self.b - 1, -20.0), 20.0)) if self.b > 0 else math.inf
+
+    def falls(self, d: float) -> bool:
+        """Whether the judge's gain falls at this distance, beyond noise: its slope a - b (ln d + 1) is below 0."""
+        by = np.array([1.0, -(math.log(d) + 1)])
+        slope, error = float(by @ [self.a, self.b]), math.sqrt(max(float(by @ self.covariance @ by), 0.0))
+        return slope < -t_quantile(SURE, self.df) * error
+
+
+def fit_law(trends: Sequence[Trend]) -> Law | None:
+    """Generalised least squares over the rollouts so far; None with fewer than LAW_NEEDS away from the start, or all at one distance.
+
+    Every gain is a difference from the same first rollout, so all of them share its error; residuals larger than the errors widen them.
+    """
+    some = [one for one in trends if one.kl > 0 and math.isfinite(one.gold.se)]
+    if len(some) < LAW_NEEDS:
+        return None
+    d = np.sqrt([one.kl for one in some])
+    x, y = np.stack([d, -d * np.log(d)], axis=1), np.array([one.gold.value for one in some])
+    errors = np.array([max(one.gold.se, 1e-9) for one in some])
+    start = trends[0].gold.se if math.isfinite(trends[0].gold.se) else 0.0
+    weight = np.linalg.inv(np.diag(errors**2) + start**2)
+    gram = x.T @ weight @ x
+    if np.linalg.cond(gram) > 1e10:
+        return None
+    covariance = np.linalg.inv(gram)
+    a, b = covariance @ x.T @ weight @ y
+    left, df = y - x @ (a, b), len(some) - 2
+    return Law(float(a), float(b), covariance * max(1.0, float(left @ weight @ left) / df), df)
+
+
+def _overoptimisation(limits: Limits, trends: Sequence[Trend]) -> Reading:
+    """Limits are shares of the distance at which the fitted law peaks."""
+    law, d = fit_law(trends), math.sqrt(trends[-1].kl)
+    if law is None or d == 0 or law.peak > LAW_REACH * max(math.sqrt(one.kl) for one in trends):
+        return Reading({}, {"overoptimisation": 0})
+    share = d / law.peak
+    past = [limit is not None and share > limit and law.falls(d / limit) for limit in limits]
+    figures = {"overoptimisation": share, "peak_kl": law.peak**2}
+    return Reading(figures, {"overoptimisation": 2 if past[1] else int(past[0])})
 
 
 def _lengths(config: GuardsConfig, first: Sampled, now: Sampled) -> Reading:
@@ -472,7 +533,9 @@ class Guards:
     def restore(self, state: Json) -> None:
         """Go on as if nothing had happened."""
         self.first = None if state["first"] is None else Sampled(**state["first"])
-        self.trends = [Trend(one["step"], Mean(**one["gold"]), Mean(**one["score"])) for one in state["trends"]]
+        self.trends = [
+            Trend(one["step"], Mean(**one["gold"]), Mean(**one["score"]), one["kl"]) for one in state["trends"]
+        ]
         self.streaks, self.verdicts = state["streaks"], state["verdicts"]
         self.traps, self.done = state["traps"], state["done"]
         self.best_step, self.best_gold = state["best_step"], state["best_gold"]

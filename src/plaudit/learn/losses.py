@@ -81,6 +81,17 @@ def clipped_surrogate(
     return loss, stats
 
 
+def truncated_importance(logprobs: Tensor, sampler: Tensor, mask: Tensor, cap: float) -> tuple[Tensor, Tensor, Tensor]:
+    """min(p / q, cap) of each token, where p trains and q sampled.   (B, T) -> weights (B, T), 1 on padding; mean ratio; share cut
+
+    Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training": a surrogate times these weights is the
+    trainer's policy gradient under the sampler's tokens, but for the cut, which bounds its variance. No gradient.
+    """
+    log_ratio = torch.where(mask, logprobs - sampler, torch.zeros_like(logprobs)).detach()
+    ratio = torch.exp(log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO))
+    return ratio.clamp(max=cap), masked_mean(ratio, mask), masked_mean((ratio > cap).float(), mask)
+
+
 def response_weights(mask: Tensor, norm: LossNorm, length: int) -> Tensor:
     """What one token of each response counts in a minibatch's loss.   mask (n, T) -> (n,)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from plaudit.errors import TrainingStopped
+from plaudit.learn import distributed
 from plaudit.learn.configs import OptimizerConfig
 
 
@@ -36,12 +37,15 @@ class AdamW:
 
     @torch.no_grad()
     def step(self, update: int, updates: int) -> tuple[float, float]:
-        """Clip, update at the schedule's rates, clear. Returns (gradient norm before clipping, rate of the body).
+        """Add up the processes' gradients, clip, update at the schedule's rates, clear.
+
+        Returns (gradient norm before clipping, rate of the body).
 
         Raises TrainingStopped on a gradient that is not finite; weights and moments are untouched then.
         """
         c = self.config
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        distributed.add_up(gradients)
         norm = float(torch.stack(torch._foreach_norm(gradients)).norm())
         if not math.isfinite(norm):
             raise TrainingStopped(f"The gradient of update {update} is not finite ({norm}); lower the learning rate.")

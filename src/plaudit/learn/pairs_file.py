@@ -9,30 +9,28 @@ One JSON object a line, plain or gzipped. The prompt and the two answers come in
 
 Optional in each: `margin`, `weight`, `probability` (that people prefer chosen), `criterion`, `source`, `annotator`, `family`, `id`,
 `chosen_finished`, `rejected_finished`, and the slices of a report: `slice` (a text, or an object of texts), `category`, `subset`, `group`.
-A row that cannot be used is rejected with its line and the reason; the others go in. Left out: multi-turn answers, images, tool calls.
+A row that cannot be used is rejected with its line and the reason; the others go in. `formats.trl` reads the three texts of a row; here
+stand what training asks beside them. Left out: multi-turn answers, images, tool calls.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import math
-import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from plaudit.artifacts import Message, PreferenceRow, sha256_of
-from plaudit.errors import BadInput, NotFound
+from plaudit.artifacts import PreferenceRow, sha256_of
+from plaudit.errors import BadInput
+from plaudit.formats.files import Rejected, read_lines, reason_of, reasons
+from plaudit.formats.trl import prompt_and_answers
 
-ANSWER = "\n\nAssistant:"  # what precedes an assistant's turn in an HH transcript
-TURN = re.compile(r"\n\n(Human|Assistant):")
-ROLES = {"Human": "user", "Assistant": "assistant"}
+__all__ = ["Pair", "Rejected", "holds_pairs", "read_pairs", "read_row", "read_split", "reasons"]
+
 SLICES = ("category", "subset", "group")
-GZIP_MAGIC = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
@@ -42,15 +40,6 @@ class Pair(PreferenceRow):
     margin: float = 0.0  # in score units: chosen should lead by more than this
     annotator: str = ""
     slices: Mapping[str, str] = field(default_factory=dict)  # name of a slicing -> this row's slice
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A line that was left out, and why."""
-
-    file: str
-    line: int
-    reason: str
 
 
 def read_split(
@@ -109,12 +98,8 @@ def read_row(raw: Any, name: str) -> Pair:
     """One parsed line. Raises ValueError with the reason why it cannot be used."""
     if not isinstance(raw, dict) or "chosen" not in raw or "rejected" not in raw:
         raise ValueError('it needs "chosen" and "rejected"')
-    messages, chosen, rejected = _prompt_and_answers(raw)
-    if not messages:
-        raise ValueError("the prompt is empty")
-    for side, text in (("chosen", chosen), ("rejected", rejected)):
-        if not text:
-            raise ValueError(f"the {side} answer is empty")
+    messages, *answers = prompt_and_answers(raw)
+    chosen, rejected = (answer.strip() for answer in answers)
     if chosen == rejected:
         raise ValueError("both answers are the same text")
     slices = {key: text_field(raw, key) for key in SLICES if raw.get(key) not in (None, "")}
@@ -149,66 +134,6 @@ def family_of(messages: Sequence[Mapping[str, Any]]) -> str:
     return sha256_of(" ".join(first.split()).casefold())[:16]
 
 
-def read_transcript(text: str) -> tuple[Message, ...]:
-    """Messages of an HH transcript; neighbours of one role become one message, because many chat templates refuse them apart.
-
-    Raises ValueError where text stands before the first turn.
-    """
-    head, *parts = TURN.split(text)
-    if head.strip():
-        raise ValueError(f'text stands before the first "\\n\\nHuman:" ({head.strip()[:40]!r})')
-    messages: list[Message] = []
-    for speaker, content in zip(parts[::2], parts[1::2], strict=True):
-        if messages and messages[-1]["role"] == ROLES[speaker]:
-            messages[-1]["content"] += "\n\n" + content.strip()
-        else:
-            messages.append({"role": ROLES[speaker], "content": content.strip()})
-    return tuple(messages)
-
-
-def _prompt_and_answers(raw: Mapping[str, Any]) -> tuple[tuple[Message, ...], str, str]:
-    sides = [raw["chosen"], raw["rejected"]]
-    prompt = raw.get("prompt", raw.get("messages"))
-    if all(isinstance(side, list) for side in sides):
-        threads = [_messages(side) for side in sides]
-        if any(not thread or thread[-1]["role"] != "assistant" for thread in threads):
-            raise ValueError("an answer does not end in an assistant message")
-        prompts = [thread[:-1] for thread in threads]
-        if prompts[0] != prompts[1]:
-            raise ValueError("the prompts of chosen and rejected differ")
-        if prompt is not None and prompts[0]:
-            raise ValueError('the answers hold more than one message beside a "prompt"')
-        messages = prompts[0] if prompt is None else prompt_of(prompt)
-        return messages, *(str(thread[-1]["content"]).strip() for thread in threads)  # type: ignore[return-value]
-    if not all(isinstance(side, str) for side in sides):
-        raise ValueError("chosen and rejected must both be texts, or both be lists of messages")
-    if prompt is not None:
-        return prompt_of(prompt), sides[0].strip(), sides[1].strip()
-    cut = [side.rpartition(ANSWER) for side in sides]
-    if not all(marker for _, marker, _ in cut):
-        raise ValueError('there is no "prompt", and a side has no "\\n\\nAssistant:"')
-    if cut[0][0] != cut[1][0]:
-        raise ValueError("the prompts of chosen and rejected differ")
-    return read_transcript(cut[0][0]), cut[0][2].strip(), cut[1][2].strip()
-
-
-def prompt_of(value: Any) -> tuple[Message, ...]:
-    if isinstance(value, list):
-        return tuple(_messages(value))
-    if not isinstance(value, str):
-        raise ValueError("the prompt is neither a text nor a list of messages")
-    if TURN.match(value):
-        return read_transcript(value.rstrip().removesuffix(ANSWER))
-    return ({"role": "user", "content": value},) if value.strip() else ()
-
-
-def _messages(value: list[Any]) -> list[Message]:
-    for one in value:
-        if not isinstance(one, dict) or not isinstance(one.get("role"), str) or not isinstance(one.get("content"), str):
-            raise ValueError('a message needs "role" and "content", both texts')
-    return [{"role": one["role"], "content": one["content"]} for one in value]
-
-
 def text_field(raw: Mapping[str, Any], key: str) -> str:
     value = raw.get(key, "")
     if isinstance(value, (dict, list)):
@@ -235,31 +160,6 @@ def flag_field(raw: Mapping[str, Any], key: str) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{key} must be true or false")
     return value
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    if not path.is_file():
-        raise NotFound(f"{path} does not exist; name a JSONL file.")
-    with path.open("rb") as plain:
-        packed = plain.read(2) == GZIP_MAGIC
-    with gzip.open(path) if packed else path.open("rb") as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line
-        except (EOFError, gzip.BadGzipFile) as error:
-            raise BadInput(f"{path} is a damaged gzip file ({error}); copy it again.") from error
-
-
-def reason_of(error: ValueError) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"it is not JSON ({error})"
-    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-
-
-def reasons(rejected: Sequence[Rejected]) -> dict[str, int]:
-    """How many lines were left out for each reason, what a reason quotes aside."""
-    return dict(Counter(re.sub(r" \(.*\)", "", one.reason) for one in rejected))
 
 
 def place_of(family: str) -> float:

@@ -148,8 +148,8 @@ class PlainDecoder(Decoder):
         together.__dict__["_always"] = adapter  # not a submodule: modules are shared with this one
         return together
 
-    def for_sampling(self) -> PlainDecoder:
-        return self
+    def for_sampling(self, adapter: Adapter | None = None) -> PlainDecoder:
+        return self if adapter is None else self.folded(adapter)
 
     # --- what it does not have ----------------------------------------------------------------------------------------------
 

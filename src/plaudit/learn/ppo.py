@@ -1,10 +1,10 @@
 """`ppo`: actor-critic PPO. Here is what makes it that: the value head beside the policy, GAE, and the clipped losses of both.
 
-Sampling, the frozen passes, the KL budget, epochs, state and result are in experience.py. Numbers in brackets are lines of the checklist
-in docs/training.md.
+Sampling, the frozen passes and epochs are in experience.py, the KL budget, state and result in online_run.py. Numbers in brackets are lines
+of the checklist in docs/training.md.
 
 metrics.jsonl, phase `ppo`, one line a step: `experience.figures_of`, `describe` and `gradient`.
-Left out: a separate critic (doubles every pass), several processes.
+Left out: a separate critic (doubles every pass).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from plaudit.errors import ConfigError
-from plaudit.learn import experience, losses
+from plaudit.learn import distributed, experience, losses, online_run
 from plaudit.learn.advantages import explained_variance, gae, whiten
 from plaudit.learn.configs import PPOConfig
 from plaudit.learn.critic import expected_scores
@@ -41,7 +41,7 @@ class Experience:
 
 def train(config: PPOConfig, run: RunFolder) -> dict[str, Any]:
     """Run to the end (or the KL budget) and write the Checkpoint; returns result.json's content."""
-    return experience.run_steps(start(config), run, "ppo", collect, describe, optimise)
+    return online_run.run_steps(start(config), run, "ppo", collect, describe, optimise)
 
 
 def start(config: PPOConfig) -> Learner[PPOConfig]:
@@ -66,14 +66,14 @@ def collect(learner: Learner[PPOConfig], step: int, clock: Clock) -> Experience:
     prior, prior_ends = torch.zeros_like(rewards), torch.zeros(len(rewards))
     if config.critic == "reward":
         with clock.phase("score"):
-            prior, prior_ends = expected_scores(
-                learner.reward.prefix_scores(seen.packs, seen.trunks), seen.scores, seen.counts
-            )
+            prefixes = distributed.assembled(learner.reward.prefix_scores(seen.packs, seen.trunks), seen.counts.shape)
+            prior, prior_ends = expected_scores(prefixes, seen.scores, seen.counts)
     values, ends = old.columns["values"] + prior, old.columns["ends"] + prior_ends
     bootstrap = torch.where(seen.finished, 0.0, ends) if config.truncation == "bootstrap" else None
     advantages, returns = gae(rewards, values, seen.counts, config.gamma, config.lam, bootstrap)  # [10]
     if config.whiten_advantages:
         advantages = whiten(advantages, seen.mask, shift_mean=True)
+    advantages = experience.corrected(learner, seen, old, advantages)
     return Experience(seen, old, rewards, prior, values, advantages, returns)
 
 
@@ -109,7 +109,7 @@ def gradient(
     Returns masked means over its tokens, and the largest |ratio - 1|.
     """
     config = learner.config
-    members = torch.cat([batch.response for batch in packs])
+    members = experience.members_of(packs)
     n = data.seen.mask[members].sum().clamp(min=1)
     sums = {"clip_fraction": 0.0, "approx_kl": 0.0, "ratio": 0.0, "policy_loss": 0.0, "value_loss": 0.0}
     worst = 0.0

@@ -13,6 +13,7 @@ train_accuracy, train_loss, epoch, member). Shapes: n pairs, N responses, k pair
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,10 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from plaudit.artifacts import PreferenceRow, write_atomic
+from plaudit.artifacts import PreferenceRow, ThumbRow, write_atomic
 from plaudit.errors import ConfigError, TrainingStopped
-from plaudit.learn import card, checkpoint, losses, pairs_file, validation
+from plaudit.learn import card, checkpoint, distributed, losses, pairs_file, validation
 from plaudit.learn.batches import group_lengths, length_buckets
 from plaudit.learn.configs import RewardConfig
 from plaudit.learn.doctor import check_off, check_trainable
@@ -33,10 +35,10 @@ from plaudit.learn.optimizer import AdamW
 from plaudit.learn.pairs_file import Pair
 from plaudit.learn.policies import choose_dtype, load_base
 from plaudit.learn.probe import fit_probe
-from plaudit.learn.questions import Questions, Rows, criteria_of, encode, read_rows
+from plaudit.learn.questions import THUMB, Questions, Rows, criteria_of, encode, read_rows, thumb_weight
 from plaudit.learn.rewards import RewardModel, head_width, pooled, score_responses
 from plaudit.learn.run_folder import Clock, RunFolder
-from plaudit.learn.tokens import ChatTokenizer, from_text, pack, run_trunk
+from plaudit.learn.tokens import ChatTokenizer, fitted, from_text, pack, run_trunk
 from plaudit.learn.validation import Floats, Score
 
 REFERENCE_PAIRS = 64
@@ -62,6 +64,14 @@ def pair_weights(config: RewardConfig, rows: Sequence[PreferenceRow], members: S
     return torch.from_numpy(np.stack([weights * counts[family] for counts in drawn], axis=1).astype(np.float32))
 
 
+def sources_of(config: RewardConfig, rows: Sequence[PreferenceRow], n_thumbs: int) -> dict[str, dict[str, float]]:
+    """source -> {n, weight}: how many training pairs came from where, and what each counts."""
+    said = {one.source: one.weight for one in config.source_weights}
+    counts = Counter(row.source for row in rows)
+    found = {source: {"n": float(n), "weight": said.get(source, 1.0)} for source, n in sorted(counts.items())}
+    return found | ({THUMB: {"n": float(n_thumbs), "weight": thumb_weight(config)}} if n_thumbs else {})
+
+
 # --- training ---------------------------------------------------------------------------------------------------------------
 
 
@@ -73,15 +83,21 @@ class Targets:
     margin: Tensor  # (n, 1)
     criterion: Tensor  # (n,) which of the C heads
     weights: Tensor  # (n, M)
+    up: Tensor  # (t,) of the thumbs
+    thumb_weight: float
 
     @staticmethod
-    def of(config: RewardConfig, rows: Sequence[PreferenceRow], members: Sequence[int]) -> Targets:
+    def of(
+        config: RewardConfig, rows: Sequence[PreferenceRow], thumbs: Sequence[ThumbRow], members: Sequence[int]
+    ) -> Targets:
         margins = [row.margin if config.use_margins and isinstance(row, Pair) else 0.0 for row in rows]
         return Targets(
             torch.tensor([row.probability for row in rows], dtype=torch.float32)[:, None],
             torch.tensor(margins, dtype=torch.float32)[:, None],
             torch.tensor(criteria_of(config, rows)),
             pair_weights(config, rows, members),
+            torch.tensor([thumb.up for thumb in thumbs], dtype=torch.float32),
+            thumb_weight(config),
         )
 
 
@@ -126,8 +142,9 @@ def train(config: RewardConfig, run: RunFolder) -> dict[str, Any]:
     decoder = load_decoder(config)
     bodies = [start(config, decoder, members) for members in ([[m] for m in everyone] if apart else [everyone])]
     with clock.phase("trunk"):
-        data = encode(tokenizer, rows.train, config, decoder)
-        test = encode(tokenizer, rows.held_out, config, decoder) if rows.held_out else None
+        tell = clock.tell("trunk")
+        data = encode(tokenizer, rows.train, config, decoder, tell, rows.thumbs)
+        test = encode(tokenizer, rows.held_out, config, decoder, tell, rows.held_out_thumbs) if rows.held_out else None
     curve = learn(config, run, clock, bodies, data, test, rows)
     with clock.phase("normalise"):
         model, normalisation = finished_model(config, bodies, data)
@@ -139,6 +156,7 @@ def train(config: RewardConfig, run: RunFolder) -> dict[str, Any]:
             "n_rejected": len(rows.rejected),
             "rejected": pairs_file.reasons(rows.rejected),
             "n_other_criteria": rows.n_other_criteria,
+            "sources": sources_of(config, rows.train, len(rows.thumbs)),
             "n_shared_families": len({row.family for row in rows.train} & {row.family for row in rows.held_out}),
             "cut": data.cut,
             "epochs": config.epochs,
@@ -205,9 +223,9 @@ def plan(config: RewardConfig, body: Body, data: Questions, weights: Tensor) -> 
     """Batches of groups for each epoch, of about `batch_pairs` pairs each; without groups that no member of this body drew."""
     generator = torch.Generator().manual_seed(config.seed + SEED_STEP * body.members[0])
     drawn = (weights > 0).any(dim=1)
-    alive = [g for g, pairs in enumerate(data.pairs) if bool(drawn[pairs].any())]
+    alive = [g for g, pairs in enumerate(data.pairs) if data.thumbs[g] or bool(drawn[pairs].any())]
     lengths = group_lengths(data.data)
-    n_pairs = sum(len(data.pairs[g]) for g in alive)
+    n_pairs = sum(len(data.pairs[g]) or 1 for g in alive)
     size = max(1, round(config.batch_pairs * len(alive) / n_pairs))
     return [
         [[alive[i] for i in batch] for batch in length_buckets([lengths[g] for g in alive], size, generator)]
@@ -225,7 +243,7 @@ def learn(
     rows: Rows,
 ) -> list[dict[str, Any]]:
     """Train each body in turn, from the last saved state on; returns the learning curve."""
-    targets = [Targets.of(config, rows.train, body.members) for body in bodies]
+    targets = [Targets.of(config, rows.train, rows.thumbs, body.members) for body in bodies]
     plans = [plan(config, body, data, target.weights) for body, target in zip(bodies, targets, strict=True)]
     sizes = [sum(len(epoch) for epoch in batches) for batches in plans]
     saved = restore(bodies, run)
@@ -236,6 +254,7 @@ def learn(
         if body.update == 0 and config.probe:
             with clock.phase("probe"):
                 probe_heads(body, data, rows.train, target)
+                distributed.level(body.trained().values())
         points = curve_points(config, plans[b]) if test is not None else {}
         while body.update < sizes[b]:
             step_clock = Clock()
@@ -263,13 +282,14 @@ def update(
     rows: Sequence[PreferenceRow],
     n_updates: int,
 ) -> tuple[int, dict[str, float]]:
-    """One optimizer step on the pairs of these groups: each member's weighted mean over all of them, whatever the micro-batches.
+    """One optimizer step on the pairs of these groups: each member's weighted mean over all of them, whatever micro-batches and processes.
 
     Raises TrainingStopped naming the rows where the loss or its gradient is not finite; no weight has moved then.
     """
     pairs = sorted(pair for group in groups for pair in data.pairs[group])
-    packs, trunk, names = data.batcher.packs(groups)
-    totals = target.weights[pairs].sum(dim=0).clamp(min=1e-12)  # (M,)
+    packs, trunk, names = data.batcher.packs(distributed.share(groups))
+    n_thumbs = sum(len(data.thumbs[group]) for group in groups)
+    totals = (target.weights[pairs].sum(dim=0) + target.thumb_weight * n_thumbs).clamp(min=1e-12)  # (M,)
     n_members = len(body.members)
     loss_sum, right = 0.0, 0.0
     for batch in packs:
@@ -293,17 +313,32 @@ def update(
                 f"The loss of update {body.update + 1} is {float(loss.detach())}; {_named(rows, bad or here)}; "
                 "lower the learning rate or look at these rows; the last saved state stays as it is."
             )
+        loss = loss + _thumb_loss(data, target, index, scores, totals)
         centred = (share * losses.centring(chosen, rejected)).sum()
         (loss + config.centring * centred).backward()  # type: ignore[no-untyped-call]
         loss_sum += float(loss.detach())
         right += float(((chosen > rejected).float() + 0.5 * (chosen == rejected).float()).sum()) / n_members
+    loss_sum, right = distributed.total(loss_sum, right)
     try:
         norm, rate = body.adam.step(body.update, n_updates)
     except TrainingStopped as error:
         raise TrainingStopped(f"{error.message.rstrip('.')}; {_named(rows, pairs)}.") from error
     body.seen = [a + b for a, b in zip(body.seen, (len(pairs), right, loss_sum * len(pairs)), strict=True)]
-    figures = {"loss": loss_sum, "accuracy": right / len(pairs), "learning_rate": rate, "gradient_norm": norm}
+    figures = {"loss": loss_sum, "accuracy": right / max(1, len(pairs)), "learning_rate": rate, "gradient_norm": norm}
     return len(pairs), figures
+
+
+def _thumb_loss(data: Questions, target: Targets, index: Sequence[int], scores: Tensor, totals: Tensor) -> Tensor:
+    """-log P(thumb) of every thumb on these responses, where the score is the log-odds of a thumb up; a head's bias, which cancels in
+    pairs, learns how willing the users are. Each counts as `thumb_weight` pairs."""
+    place = {response: i for i, response in enumerate(index)}
+    here = [t for group in {data.data.group[i] for i in index} for t in data.thumbs[group]]
+    if not here:
+        return torch.zeros(())
+    logits = scores[[place[int(data.liked[t])] for t in here], :, 0]  # (k, M)
+    said = target.up[here][:, None].expand_as(logits)
+    wrong = F.binary_cross_entropy_with_logits(logits, said, reduction="none")
+    return (target.thumb_weight / totals / logits.shape[1] * wrong).sum()
 
 
 def _named(rows: Sequence[PreferenceRow], pairs: Sequence[int]) -> str:
@@ -327,13 +362,17 @@ def probe_heads(body: Body, data: Questions, rows: Sequence[PreferenceRow], targ
         some = ((target.criterion == criterion) & (target.weights[:, member] > 0)).nonzero()[:, 0]
         if not len(some):
             continue
-        weight, _ = fit_probe(
+        weight, bias, _ = fit_probe(
             np.asarray(every[data.chosen[some]]),
             np.asarray(every[data.rejected[some]]),
             target.probability[some, 0].double().numpy(),
             target.weights[some, member].double().numpy(),
             [rows[int(i)].family for i in some],
+            np.asarray(every[data.liked]),
+            target.up.numpy(),
+            target.thumb_weight,
         )
+        head.bias.fill_(bias)  # type: ignore[operator]
         head.weight.copy_(torch.from_numpy(weight))  # type: ignore[operator]
 
 
@@ -345,10 +384,10 @@ def all_scores(body: Body, data: Questions, groups: Sequence[int] | None = None)
     """Raw scores of the responses of these groups (all, if not told), in order of their index.   -> (N, M, C)"""
     scores = []
     for block in data.batcher.blocks(groups):
-        packs, trunk, names = data.batcher.packs(block)
-        found = torch.cat([body.scores(pooled(body.model, batch, trunk)) for batch in packs])
-        scores.append(found[names[torch.cat([batch.response for batch in packs])].argsort()])
-    return torch.cat(scores)
+        packs, trunk, names = data.batcher.packs(distributed.share(block))
+        scores += [(names[batch.response], body.scores(pooled(body.model, batch, trunk))) for batch in packs]
+    scores = distributed.gathered(scores)
+    return torch.cat([found for _, found in scores])[torch.cat([index for index, _ in scores]).argsort()]
 
 
 def gaps(body: Body, data: Questions) -> Tensor:
@@ -442,7 +481,7 @@ def validate(config: RewardConfig, bodies: list[Body], test: Questions | None, r
     logits = own.mean(axis=1)
     out: dict[str, Any] = {"valid": validation.figures(logits, rows.held_out), "baselines": {}, "difference": {}}
     if config.validation is not None:
-        out |= validation.report(logits, rows.held_out)
+        out |= validation.report(logits, rows.held_out, rows.votes)
     if config.baselines:
         beside = validation.against_baselines(logits, rows.held_out, rows.train, config.use_weights)
         out |= beside if config.validation is not None else {name: beside[name] for name in ("baselines", "difference")}
@@ -492,6 +531,7 @@ def scorer(config: RewardConfig, tokenizer: ChatTokenizer, model: RewardModel) -
             max_prompt_tokens=config.max_prompt_tokens,
             max_response_tokens=config.max_response_tokens,
         )
+        data = fitted(data, model.decoder.config.max_positions)  # a padded text is longer than what was trained on
         depth = model.decoder.trunk_depth(model.first_layer)
         trunk = run_trunk(model.decoder, data, depth, config.compute.micro_tokens) if depth else None
         found = score_responses(model, pack(data, None, config.compute.micro_tokens), trunk) / model.sd
@@ -524,6 +564,8 @@ def restore(bodies: list[Body], run: RunFolder) -> tuple[int, list[dict[str, Any
     """Continue from the last saved state: (the body to go on with, the curve so far); None where there is no state."""
     state = checkpoint.load_state(run.state)
     if state is None:
+        for body in bodies:
+            distributed.level(body.trained().values())
         return None
     now = len(state["done"])
     for body, trained in zip(bodies, [*state["done"], state["trained"]], strict=False):
@@ -542,6 +584,8 @@ def finish(config: RewardConfig, run: RunFolder, model: RewardModel, result: dic
         text, pictures = card.write(result, config) if config.validation is not None else ("", {})
     result["seconds"], result["phases"] = round(clock.total, 3), clock.rounded()
     run.write_result(result)
+    if not distributed.is_first():
+        return
     checkpoint.save_reward(
         run.checkpoint,
         model,

@@ -1,17 +1,19 @@
 """Sampling: one decode loop with a key-value cache, used by training (`generate`) and by the policy server (`DecodeLoop`).
 
 Prefill happens once for every unique prompt, the tokens that all prompts begin with (the system prompt) once for all; samples of one
-prompt share it. Rows that finish leave the batch at once, new ones join between steps. A row's numbers come from (seed, row, step),
-so what is sampled does not depend on the batch it is in. Sampling is a search in cumulative sums: `torch.multinomial` is slow on a CPU
-where the vocabulary is large.
+prompt share it, and a server keeps what it has seen last (`prompt_bytes`). Rows that finish leave the batch at once, new ones join
+between steps. A row's numbers come from (seed, row, step), so what is sampled does not depend on the batch it is in. Sampling is a search
+in cumulative sums: `torch.multinomial` is slow on a CPU where the vocabulary is large.
 
 Shapes: N active rows, S cached tokens, L layers, G key-value heads, H heads, hd head width, V vocabulary, P prompts of a prefill.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from torch import Tensor
 from plaudit.errors import BadInput
 from plaudit.learn.nets import Adapter, Decoder, Deltas
 from plaudit.learn.plain import PlainCache, PlainDecoder
+from plaudit.learn.prompt_cache import PromptCache
 from plaudit.learn.tokens import Rollout
 
 PREFILL_TOKENS = 2048  # of one prefill pass, padding included
@@ -31,14 +34,20 @@ MIN_PREFIX = 8  # shorter common beginnings are not worth a pass of their own
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose tokens. Training uses temperature alone (checklist 5); top_k and top_p are for serving."""
+    """How to choose tokens. Training uses temperature alone (checklist 5); everything else is for serving."""
 
     max_new_tokens: int
     temperature: float = 1.0  # 0 takes the likeliest token
     top_k: int = 0  # 0 = all
     top_p: float = 1.0
     seed: int = 0
-    logprobs: int | None = None  # report the model's own log-probs (temperature 1) and this many alternatives
+    logprobs: int | None = None  # report log-probs and this many alternatives
+    processed: bool = False  # of the distribution that was sampled from; else the model's own, at temperature 1
+    presence_penalty: float = 0.0  # taken from the logit of every token that the response holds already
+    frequency_penalty: float = 0.0  # the same, once for each time
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit)
+    stop_ids: tuple[int, ...] = ()  # end the response besides the model's own
+    ignore_stop: bool = False  # the model's own stop tokens do not end it
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
@@ -70,13 +79,21 @@ class Generated:
 
 
 class DecodeLoop:
-    """Continuous batching: `admit` rows, `step` until `rows` is empty. Not thread-safe; one thread owns it."""
+    """Continuous batching: `admit` rows, `step` until `rows` is empty. Not thread-safe; one thread owns it.
 
-    def __init__(self, decoder: Decoder, stop_ids: Sequence[int] | None = None) -> None:
+    `prompt_bytes` bounds the keys and values that are kept of prompts for when they are asked again (fast path only). 0 keeps none, which
+    is what training wants: its adapter changes between two calls.
+    """
+
+    def __init__(self, decoder: Decoder, stop_ids: Sequence[int] | None = None, prompt_bytes: int = 0) -> None:
         self.decoder = decoder.for_sampling()
         self.stop_ids = frozenset(decoder.config.stop_ids if stop_ids is None else stop_ids)
         self.rows: list[Row] = []
-        self._cache = PlainCache(self.decoder) if isinstance(self.decoder, PlainDecoder) else FastCache(self.decoder)
+        self._cache = (
+            PlainCache(self.decoder)
+            if isinstance(self.decoder, PlainDecoder)
+            else FastCache(self.decoder, prompt_bytes)
+        )
 
     @torch.inference_mode()
     def admit(self, rows: Sequence[Row]) -> list[Row]:
@@ -115,7 +132,7 @@ class DecodeLoop:
         self._compact()
 
     def forget(self, adapter: Adapter | None = None) -> None:
-        """Forget what is cached of an adapter's prefix (after unloading it)."""
+        """Forget what is cached of an adapter's prompts (after unloading it)."""
         self._cache.forget(adapter)
 
     def _choose(self, rows: Sequence[Row], hidden: Tensor) -> None:
@@ -123,6 +140,8 @@ class DecodeLoop:
         logits = self.decoder.logits(hidden)
         asked = [i for i, row in enumerate(rows) if row.sampling.logprobs is not None]
         raw = logits[asked].log_softmax(-1)  # a copy: sampling overwrites the logits
+        for i, row in enumerate(rows):
+            _shift(logits[i], row.ids, row.sampling)
         uniforms = uniform(
             [row.sampling.seed for row in rows], [row.key for row in rows], [len(row.ids) for row in rows]
         )
@@ -130,12 +149,14 @@ class DecodeLoop:
         for row, token, logprob in zip(rows, ids.tolist(), logprobs.tolist(), strict=True):
             row.ids.append(token)
             row.logprobs.append(logprob)
-            if token in self.stop_ids:
+            if token in row.sampling.stop_ids or (token in self.stop_ids and not row.sampling.ignore_stop):
                 row.end = "stop"
             elif len(row.ids) >= row.sampling.max_new_tokens:
                 row.end = "length"
         for log_p, i in zip(raw, asked, strict=True):
             row = rows[i]
+            if row.sampling.processed:
+                log_p = (logits[i] / logits[i].sum()).log()  # noqa: PLW2901
             row.logprobs[-1] = float(log_p[row.ids[-1]])
             best = log_p.topk(row.sampling.logprobs or 0)
             row.top.append(list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
@@ -152,14 +173,16 @@ class DecodeLoop:
 
 
 class FastCache:
-    """Keys and values of all rows in one tensor, and those of what their prompts begin with."""
+    """Keys and values of all rows in one tensor, those of what their prompts begin with, and those of the prompts seen last."""
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, prompt_bytes: int = 0) -> None:
         self.decoder = decoder
+        self.prompts = PromptCache(prompt_bytes)
         self._lengths = torch.zeros(0, dtype=torch.long)  # (capacity,) cached tokens of each row
         self._cache = torch.zeros(0)  # (L, 2, capacity, G, S, hd)
         self._prefix: dict[Adapter | None, tuple[list[int], Tensor]] = {}  # ids and (L, 2, G, prefix, hd)
         self._last_prompt: dict[Adapter | None, Sequence[int]] = {}
+        self._unloaded: WeakSet[Adapter] = WeakSet()  # their last rows still run; nothing more is kept for them
 
     def prefill(self, rows: Sequence[Row], active: int) -> tuple[list[Row], Tensor]:
         """Put rows behind the `active` ones: (rows in the order they are kept, normed state after each prompt (n, D))."""
@@ -170,21 +193,39 @@ class FastCache:
             by_prompt.setdefault((row.adapter, tuple(row.prompt_ids)), []).append(row)
         ordered: list[Row] = []
         states: list[Tensor] = []
+
+        def put(owners: Sequence[Row], state: Tensor, *parts: tuple[int, Tensor]) -> None:
+            """These rows come next, their cached tokens from `first` on being (L, 2, n or 1, G, S, hd)."""
+            start = active + len(ordered)
+            here = slice(start, start + len(owners))
+            for first, keys_values in parts:
+                self._cache[:, :, here, :, first : first + keys_values.shape[4]] = keys_values
+            self._lengths[here] = torch.tensor([len(row.prompt_ids) for row in owners])
+            states.append(state)
+            ordered.extend(owners)
+
         for adapter in {adapter: None for adapter, _ in by_prompt}:
-            prompts = sorted((ids for a, ids in by_prompt if a is adapter), key=lambda ids: (len(ids), ids))
-            self._learn_prefix(adapter, prompts)
-            while prompts:
-                longest = len(prompts[-1])
-                chunk = prompts[-max(1, PREFILL_TOKENS // longest) :]
-                del prompts[-len(chunk) :]
-                hidden, cache = self._prefill(adapter, chunk)  # (P, D), (L, 2, P, G, S, hd)
-                owners = [(p, row) for p, ids in enumerate(chunk) for row in by_prompt[adapter, ids]]
-                at = torch.tensor([p for p, _ in owners])
-                here = slice(active + len(ordered), active + len(ordered) + len(owners))
-                self._cache[:, :, here, :, :longest] = cache[:, :, at]
-                self._lengths[here] = torch.tensor([len(row.prompt_ids) for _, row in owners])
-                states.append(hidden[at])
-                ordered += [row for _, row in owners]
+            unseen: list[tuple[int, ...]] = []
+            for ids in sorted((ids for a, ids in by_prompt if a is adapter), key=lambda ids: (len(ids), ids)):
+                seen = self.prompts.get(adapter, ids)
+                if seen is None:
+                    unseen.append(ids)
+                    continue
+                owners = by_prompt[adapter, ids]
+                parts = (0, seen.prefix[:, :, None]), (seen.prefix.shape[3], seen.rest[:, :, None])
+                put(owners, seen.state.expand(len(owners), -1), *parts)
+            to_keep = adapter not in self._unloaded
+            if unseen and to_keep:
+                self._learn_prefix(adapter, unseen)
+            while unseen:
+                chunk = unseen[-max(1, PREFILL_TOKENS // len(unseen[-1])) :]
+                del unseen[-len(chunk) :]
+                hidden, cache, prefix = self._prefill(adapter, chunk)
+                for p, ids in enumerate(chunk if to_keep else ()):
+                    self.prompts.put(adapter, ids, hidden[p], prefix, cache[:, :, p, :, prefix.shape[3] : len(ids)])
+                owned = [(p, row) for p, ids in enumerate(chunk) for row in by_prompt[adapter, ids]]
+                at = torch.tensor([p for p, _ in owned])
+                put([row for _, row in owned], hidden[at], (0, cache[:, :, at]))
         return ordered, torch.cat(states)
 
     def step(self, rows: Sequence[Row]) -> Tensor:
@@ -221,6 +262,9 @@ class FastCache:
     def forget(self, adapter: Adapter | None) -> None:
         self._prefix.pop(adapter, None)
         self._last_prompt.pop(adapter, None)
+        self.prompts.forget(adapter)
+        if adapter is not None:
+            self._unloaded.add(adapter)
 
     def _reserve(self, n: int, tokens: int, active: int) -> None:
         """Room for n rows of `tokens`; an empty loop starts small again, so that one long prompt does not hold memory for ever."""
@@ -252,13 +296,14 @@ class FastCache:
         useful = min(common_prefix(kept[0], ids) for ids in prompts) if kept else 0
         if length >= max(MIN_PREFIX, useful + 1):
             ids = list(seen[0][:length])
-            _, cache = self._prefill(adapter, [tuple(ids)])
+            _, cache, _ = self._prefill(adapter, [tuple(ids)])
             self._prefix[adapter] = (ids, cache[:, :, 0].clone())
 
-    def _prefill(self, adapter: Adapter | None, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
-        """Normed hidden state after each prompt (P, D) and its keys and values (L, 2, P, G, longest, hd)."""
+    def _prefill(self, adapter: Adapter | None, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Normed hidden state after each prompt (P, D), its keys and values (L, 2, P, G, longest, hd), and of these the ones that were
+        there already, the same for all (L, 2, G, skip, hd)."""
         c, decoder = self.decoder.config, self.decoder
-        kept_ids, kept = self._prefix.get(adapter, ([], torch.zeros(0)))
+        kept_ids, kept = self._prefix.get(adapter, ([], self._nothing()))
         skip = min(*(common_prefix(kept_ids, ids) for ids in prompts), min(map(len, prompts)) - 1)
         skip = skip if skip >= MIN_PREFIX else 0
         longest, p = max(map(len, prompts)), len(prompts)
@@ -281,7 +326,12 @@ class FastCache:
             context = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=mask, enable_gqa=True)
             hidden = decoder.after_attention(layer, hidden, context.transpose(1, 2).flatten(2), adapter)
         last = torch.tensor([len(prompt) - skip - 1 for prompt in prompts])
-        return decoder.final(hidden[torch.arange(p), last]), cache
+        return decoder.final(hidden[torch.arange(p), last]), cache, kept[:, :, :, :skip]
+
+    def _nothing(self) -> Tensor:
+        """Keys and values of no token."""
+        c = self.decoder.config
+        return torch.empty(c.n_layers, 2, c.n_kv_heads, 0, c.head_dim, dtype=self.decoder.dtype)
 
 
 def generate(
@@ -293,15 +343,17 @@ def generate(
     stop_ids: Sequence[int] | None = None,
     max_rows: int = 128,
     on_token: Callable[[Row], None] | None = None,
+    places: Sequence[int] | None = None,
 ) -> Generated:
     """n samples for each prompt, in order; `adapter` is one for all or one for each prompt.
 
-    Row i of the result answers prompt i // n and depends on (weights, prompt, sampling.seed, i) only. A wide batch is quick;
+    Row i of the result answers prompt i // n and depends on (weights, prompt, sampling.seed, i) only. `places` are the prompts' numbers
+    where they are part of a longer list, 0, 1, ... if not told: the rows are then those that the whole list would give. A wide batch is quick;
     `max_rows` bounds memory.
     """
     adapters = [adapter] * len(prompts) if adapter is None or isinstance(adapter, Adapter) else list(adapter)
     rows = [
-        Row(list(prompt), sampling, key=g * n + i, adapter=adapters[g])
+        Row(list(prompt), sampling, key=(places[g] if places is not None else g) * n + i, adapter=adapters[g])
         for g, prompt in enumerate(prompts)
         for i in range(n)
     ]
@@ -327,7 +379,7 @@ def generate(
 
 
 def sample(logits: Tensor, uniforms: Tensor, sampling: Sequence[Sampling]) -> tuple[Tensor, Tensor]:
-    """Tokens (N,) and their log-probs (N,) under each row's own distribution, from logits (N, V), which are overwritten.
+    """Tokens (N,) and their log-probs (N,) under each row's own distribution, from logits (N, V), which become its weights, not normed.
 
     `uniforms` (N,) fp64 in [0, 1): the token is where the cumulative probability passes it. Sums in two levels, blocks first, the
     running sums in fp64: a running fp32 sum over 49,152 tokens loses the rare ones.
@@ -337,8 +389,11 @@ def sample(logits: Tensor, uniforms: Tensor, sampling: Sequence[Sampling]) -> tu
         if s.temperature > 0 and (s.top_k or s.top_p < 1):
             _truncate(logits[i], s)
     temperature = torch.tensor([s.temperature if s.temperature > 0 else 1.0 for s in sampling])
-    best, likeliest = logits.max(dim=-1)
-    weights = logits.sub_(best[:, None]).div_(temperature[:, None]).exp_()
+    greedy = [i for i, s in enumerate(sampling) if s.temperature == 0]
+    likeliest = logits[greedy].argmax(
+        -1
+    )  # of these rows alone: where the largest number lies costs ten times what it is
+    weights = logits.sub_(logits.amax(dim=-1, keepdim=True)).div_(temperature[:, None]).exp_()
     if v % BLOCK:
         weights = F.pad(weights, (0, BLOCK - v % BLOCK))
     blocks = weights.view(n, -1, BLOCK)
@@ -351,10 +406,18 @@ def sample(logits: Tensor, uniforms: Tensor, sampling: Sequence[Sampling]) -> tu
     inner = blocks[torch.arange(n), block.squeeze(1)].double().cumsum(-1)  # (N, BLOCK)
     place = torch.searchsorted(inner, share * inner[:, -1:], right=True).clamp_(max=BLOCK - 1)
     ids = (block * BLOCK + place).squeeze(1)
-    greedy = torch.tensor([s.temperature == 0 for s in sampling])
-    ids = torch.where(greedy, likeliest, ids)
+    ids[greedy] = likeliest
     logprobs = weights.gather(1, ids[:, None]).squeeze(1).double().log() - total.log()
     return ids, logprobs
+
+
+def _shift(logits: Tensor, ids: Sequence[int], sampling: Sampling) -> None:
+    """Penalties and biases of OpenAI's protocol on the logits (V,) of a response that holds `ids`, in place."""
+    if ids and (sampling.presence_penalty or sampling.frequency_penalty):
+        times = Counter(ids)
+        logits[list(times)] -= sampling.presence_penalty + sampling.frequency_penalty * torch.tensor([*times.values()])
+    for token, bias in sampling.logit_bias:
+        logits[token] += bias
 
 
 def _truncate(logits: Tensor, sampling: Sampling) -> None:

@@ -1,6 +1,7 @@
 """Rules as terms of a reward: pure functions of one response, and `score_rule`, which applies the one that a term names.
 
-Each says its range. None of them reads the conversation. A Python regular expression has no time limit: mind patterns that backtrack.
+Each says its range. None of them reads the conversation. Regular expressions are RE2's (through Arrow): their time is linear in the text,
+so that no pattern can hang a run.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plaudit.errors import ConfigError
 from plaudit.learn.answers import Answers
 from plaudit.learn.configs import BlockListTerm, JsonTerm, LengthTerm, RegexTerm, RepetitionTerm, RequireTerm
 from plaudit.stats.diversity import repetition_fraction
@@ -24,7 +26,7 @@ def score_rule(term: RuleTerm, answers: Answers) -> Tensor:
     """The rule's value for each response.   N -> (N,) fp32"""
     match term:
         case RegexTerm():
-            values = [matches(text, term.pattern, term.whole) for text in answers.texts]
+            values = matches(answers.texts, term.pattern, term.whole)
         case JsonTerm():
             values = [is_json(text, term.keys) for text in answers.texts]
         case LengthTerm():
@@ -39,10 +41,28 @@ def score_rule(term: RuleTerm, answers: Answers) -> Tensor:
     return torch.tensor(values, dtype=torch.float32)
 
 
-def matches(text: str, pattern: str, whole: bool) -> float:
+def check_rule(term: RuleTerm) -> None:
+    """Raises ConfigError for a regular expression that RE2 does not read: what it leaves out cannot be matched in linear time."""
+    if isinstance(term, RegexTerm):
+        import pyarrow as pa
+
+        try:
+            matches([""], term.pattern, whole=False)
+        except pa.ArrowInvalid as error:
+            why = str(error).partition(": ")[2] or str(error)
+            raise ConfigError(
+                f"The pattern of the term {term.name!r} is {term.pattern!r}, which RE2 does not read ({why}); write it without "
+                "lookahead, lookbehind and backreferences, or as a function of your own."
+            ) from error
+
+
+def matches(texts: Sequence[str], pattern: str, whole: bool) -> list[float]:
     """1 where the pattern is found (or matches the whole text), else 0."""
-    found = re.fullmatch(pattern, text) if whole else re.search(pattern, text)
-    return float(found is not None)
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found = pc.match_substring_regex(pa.array(texts, pa.string()), rf"\A(?:{pattern})\z" if whole else pattern)
+    return [float(one) for one in found.to_pylist()]
 
 
 def is_json(text: str, keys: Sequence[str]) -> float:

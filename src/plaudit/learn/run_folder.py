@@ -3,6 +3,7 @@
 `metrics.jsonl` has one JSON object a line, flushed as written; every line has `step`, `of`, `phase` and `seconds` (wall clock of that
 piece of work). A killed run leaves at most half a line and steps after its last saved state: both are cut off when it resumes, so the
 file never holds a step twice. `progress.json` says what the program is at between two lines, for whoever watches; nothing reads it back.
+Of several processes that share a run the first alone writes, and reads what a killed run left.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from plaudit.artifacts import MANIFEST, write_atomic
 from plaudit.errors import BadInput, ConfigError, NotFound, TrainingStopped
+from plaudit.learn import distributed
 from plaudit.learn.configs import from_dict, to_dict
 
 T = TypeVar("T")
@@ -58,9 +60,13 @@ class RunFolder:
 
     def resume_metrics(self, step: int) -> list[dict[str, Any]]:
         """Cut the file back to lines of steps up to `step` (0: all of them go) and return them."""
-        kept = [row for row in read_jsonl(self.metrics) if row["step"] <= step] if step else []
-        write_atomic(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
-        return kept
+
+        def cut() -> list[dict[str, Any]]:
+            kept = [row for row in read_jsonl(self.metrics) if row["step"] <= step] if step else []
+            write_atomic(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+            return kept
+
+        return distributed.from_first(cut)
 
     def log(self, step: int, of: int, phase: str, seconds: float, **values: Any) -> dict[str, Any]:
         """Append one line. Raises TrainingStopped where a figure is not finite: the last saved state stays as it is."""
@@ -70,19 +76,23 @@ class RunFolder:
                 raise TrainingStopped(
                     f"{name} is {value} in step {step} of {self.folder}; lower the learning rate or look at the data of that step."
                 )
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        self.progress.unlink(missing_ok=True)  # what was announced is over
+        if distributed.is_first():
+            with self.metrics.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            self.progress.unlink(missing_ok=True)  # what was announced is over
         return row
 
     def announce(self, phase: str, step: int = 0, of: int = 0) -> None:
         """Say what is being done and how far it is (`of` 0: nobody knows). Cheap: no fsync, and a reader sees one note or the next."""
+        if not distributed.is_first():
+            return
         half = self.progress.with_name(f".{self.progress.name}.tmp")
         half.write_text(json.dumps({"phase": phase, "step": step, "of": of}))
         half.replace(self.progress)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        write_atomic(self.folder / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+        if distributed.is_first():
+            write_atomic(self.folder / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
 class Clock:
@@ -102,6 +112,15 @@ class Clock:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def tell(self, name: str) -> Callable[[int, int], None]:
+        """What work inside a phase calls with (done, of), so that nothing of more than some seconds is silent."""
+
+        def told(step: int, of: int) -> None:
+            if self.run is not None:
+                self.run.announce(name, step, of)
+
+        return told
 
     @property
     def total(self) -> float:

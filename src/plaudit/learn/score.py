@@ -1,7 +1,8 @@
 """`score`: measure given responses. What evaluation and monitoring run, so that no service needs torch.
 
-Input lines: {"id"?: any, "messages": [...], "response": text or "responses": [texts], "finished"?: bool or [bools]}; a response that did
-not end by itself (`finished` false) gets no EOS. Or pairs of chosen and rejected answers (pairs_file.py), which are two responses each:
+Input lines: {"id"?: any, "messages": [...], "response": text or "responses": [texts], "finished"?: bool or [bools], "by_policy"?: bool or
+[bools]}; a response that did not end by itself (`finished` false) gets no EOS, one that the policy did not write (`by_policy` false) no kl. Or
+pairs of chosen and rejected answers (pairs_file.py), which are two responses each:
 result.json then says how often chosen scores higher, by slice, and rejected.jsonl which lines could not be read.
 RUN_DIR/scores.jsonl has one line for each response, in the input's order:
 
@@ -25,13 +26,14 @@ import torch
 
 from plaudit.artifacts import write_atomic
 from plaudit.errors import BadInput, NotFound
-from plaudit.learn import checkpoint, pairs_file, validation
+from plaudit.learn import checkpoint, pairs_file
 from plaudit.learn.configs import ScoreConfig
 from plaudit.learn.losses import kl_k1
 from plaudit.learn.nets import Adapter, Decoder
 from plaudit.learn.pairs_file import Pair, Rejected
 from plaudit.learn.policies import choose_dtype, load_base
 from plaudit.learn.rewards import RewardModel, criterion_scores, member_scores, score_responses
+from plaudit.learn.rollout import MIN_PREFIX, common_prefix
 from plaudit.learn.run_folder import Clock, RunFolder, read_jsonl
 from plaudit.learn.tokens import ChatTokenizer, from_text, pack, response_logprobs, run_trunk
 
@@ -66,19 +68,22 @@ def measure(config: ScoreConfig, run: RunFolder) -> dict[str, Any]:
     lines = read_jsonl(output)
     result: dict[str, Any] = {"program": "score", "n": len(lines)}
     for name in config.measures:
-        result[name] = sum(line[name] for line in lines) / max(len(lines), 1)
+        found = [line[name] for line in lines if name in line]
+        result[name] = sum(found) / max(len(found), 1)
     if pairs:
         result |= {"n_pairs": len(pairs), "n_rejected": len(rejected), "rejected": pairs_file.reasons(rejected)}
     if pairs and reward is not None:
+        from plaudit.learn import validation  # scipy: half a second that a monitor's scoring need not pay
+
         scores = np.array([line["score"] for line in lines]).reshape(-1, 2)
-        found = validation.report((scores[:, 0] - scores[:, 1]) * reward.sd, pairs)
-        result |= {"accuracy": found["valid"]["accuracy"], "pairs": found.pop("valid"), **found}
+        checked = validation.report((scores[:, 0] - scores[:, 1]) * reward.sd, pairs)
+        result |= {"accuracy": checked["valid"]["accuracy"], "pairs": checked.pop("valid"), **checked}
     run.write_result(result)
     return result
 
 
 def read_inputs(path: Path) -> list[dict[str, Any]]:
-    """Input rows with `id`, `messages`, `responses`, `finished` filled in. Raises NotFound, BadInput naming the line."""
+    """Input rows with `id`, `messages`, `responses`, `finished`, `by_policy` filled in. Raises NotFound, BadInput naming the line."""
     if not path.is_file():
         raise NotFound(f"{path} does not exist; `inputs` names a JSONL file of conversations.")
     rows = []
@@ -88,18 +93,23 @@ def read_inputs(path: Path) -> list[dict[str, Any]]:
         try:
             raw = json.loads(line)
             responses = [raw["response"]] if "response" in raw else list(raw["responses"])
-            ends = raw.get("finished", True)
-            finished = [ends] * len(responses) if isinstance(ends, bool) else list(ends)
-            if len(finished) != len(responses) or not all(isinstance(text, str) for text in responses):
-                raise ValueError("responses must be texts, with one `finished` for each")
-            rows.append(
-                {"id": raw.get("id", number), "messages": raw["messages"], "responses": responses, "finished": finished}
-            )
+            if not all(isinstance(text, str) for text in responses):
+                raise ValueError("responses must be texts")
+            flags = {name: _flags(raw, name, len(responses)) for name in ("finished", "by_policy")}
+            rows.append({"id": raw.get("id", number), "messages": raw["messages"], "responses": responses, **flags})
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput(
                 f'{path} line {number} cannot be scored ({error!r}); it needs "messages" and "response" or "responses".'
             ) from error
     return rows
+
+
+def _flags(raw: dict[str, Any], name: str, n: int) -> list[bool]:
+    said = raw.get(name, True)
+    flags = [said] * n if isinstance(said, bool) else list(said)
+    if len(flags) != n:
+        raise ValueError(f"`{name}` must be one for all responses or one for each")
+    return flags
 
 
 def as_input(pair: Pair) -> dict[str, Any]:
@@ -108,6 +118,7 @@ def as_input(pair: Pair) -> dict[str, Any]:
         "messages": pair.messages,
         "responses": [pair.chosen, pair.rejected],
         "finished": [pair.chosen_finished, pair.rejected_finished],
+        "by_policy": [True, True],
     }
 
 
@@ -152,8 +163,10 @@ def measure_block(
             "lower max_prompt_tokens or max_response_tokens."
         )
     depth = decoder.trunk_depth(min([part.first_layer for part in (reward, policy) if part is not None], default=0))
-    trunk = run_trunk(decoder, data, depth, config.compute.micro_tokens) if depth else None
-    packs = pack(data, None, config.compute.micro_tokens)
+    common = _common(data.prompt_ids)
+    trunk = run_trunk(decoder, data, depth, config.compute.micro_tokens, common=common) if depth else None
+    packs = pack(data, None, config.compute.micro_tokens, common=common)
+    own = [i for i, said in enumerate(said for row in rows for said in row["by_policy"]) if said]
     lengths = data.lengths()
     columns: dict[str, torch.Tensor] = {}
     criteria: dict[str, torch.Tensor] = {}
@@ -162,19 +175,32 @@ def measure_block(
         if reward.members:
             columns["score_sd"] = member_scores(reward, packs, trunk).std(dim=0)
         criteria = criterion_scores(reward, packs, trunk)
-    if "nll" in config.measures or policy is not None:
-        base, _, _ = response_logprobs(decoder, None, packs, trunk)
-        if "nll" in config.measures:
+    nll = "nll" in config.measures
+    if nll or (policy is not None and own):
+        mine = pack(data, own, config.compute.micro_tokens, common=common) if own else []
+        base, _, _ = response_logprobs(decoder, None, packs if nll else mine, trunk)
+        if nll:
             columns["nll"] = -base.sum(dim=1) / lengths
-        if policy is not None:
-            logprobs, _, _ = response_logprobs(decoder, policy, packs, trunk)
-            columns["kl"] = kl_k1(logprobs, base).sum(dim=1)
-    names = [(row["id"], index) for row in rows for index in range(len(row["responses"]))]
-    lines = [
-        {"id": name, "index": index, "n_tokens": int(lengths[i]), **{key: float(x[i]) for key, x in columns.items()}}
-        for i, (name, index) in enumerate(names)
-    ]
-    if criteria:
-        for i, line in enumerate(lines):
-            line["criteria"] = {name: float(x[i]) for name, x in criteria.items()}
+        if policy is not None and own:
+            logprobs, _, _ = response_logprobs(decoder, policy, mine, trunk)
+            n, longest = logprobs.shape  # up to the last own response, as wide as the longest of them
+            columns["kl"] = torch.zeros(data.n)
+            columns["kl"][:n] = kl_k1(logprobs, base[:n, :longest]).sum(dim=1)
+    lines: list[dict[str, Any]] = []
+    for row in rows:
+        for index in range(len(row["responses"])):
+            i = len(lines)
+            line: dict[str, Any] = {"id": row["id"], "index": index, "n_tokens": int(lengths[i])}
+            line |= {name: float(x[i]) for name, x in columns.items() if name != "kl" or row["by_policy"][index]}
+            if criteria:
+                line["criteria"] = {name: float(x[i]) for name, x in criteria.items()}
+            lines.append(line)
     return lines
+
+
+def _common(prompts: list[list[int]]) -> int:
+    """How many tokens all prompts begin with, where each has more and sharing them is worth a mask."""
+    shortest = min(map(len, prompts))
+    shared = min(common_prefix(prompts[0], ids) for ids in prompts)
+    shared = min(shared, shortest - 1)
+    return shared if len(prompts) > 1 and shared >= MIN_PREFIX else 0

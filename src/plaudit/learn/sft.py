@@ -5,17 +5,18 @@ metrics.jsonl: phase `train` (loss in nats per response token, learning_rate, gr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from plaudit.artifacts import Message, open_snapshot
 from plaudit.errors import BadInput
-from plaudit.learn import losses
+from plaudit.learn import distributed, losses
 from plaudit.learn.batches import Batcher, group_lengths
 from plaudit.learn.configs import SFTConfig
 from plaudit.learn.doctor import check_finite
-from plaudit.learn.epochs import Figures, Policy, Training, begin, load_policy, run_epochs, write_checkpoint
+from plaudit.learn.epochs import Figures, Training, begin, load_policy, run_epochs, write_checkpoint
+from plaudit.learn.policies import Policy
 from plaudit.learn.run_folder import Clock, RunFolder
 from plaudit.learn.tokens import ChatTokenizer, from_text, hidden_states, logprobs_at, response_logprobs
 
@@ -34,8 +35,9 @@ def train(config: SFTConfig, run: RunFolder) -> dict[str, Any]:
     with clock.phase("load"):
         policy = load_policy(config)
     with clock.phase("trunk"):
-        data = encode(tokenizer, rows, config, policy)
-        test = encode(tokenizer, held_out, config, policy) if held_out else None
+        tell = clock.tell("trunk")
+        data = encode(tokenizer, rows, config, policy, tell)
+        test = encode(tokenizer, held_out, config, policy, tell) if held_out else None
     training = begin(config, policy, group_lengths(data.data))
 
     def validate() -> Figures:
@@ -94,7 +96,13 @@ def turns_of(messages: tuple[Message, ...], response: str) -> list[Row]:
     return [*earlier, (messages, response)]
 
 
-def encode(tokenizer: ChatTokenizer, rows: Sequence[Row], config: SFTConfig, policy: Policy) -> Batcher:
+def encode(
+    tokenizer: ChatTokenizer,
+    rows: Sequence[Row],
+    config: SFTConfig,
+    policy: Policy,
+    tell: Callable[[int, int], None],
+) -> Batcher:
     data = from_text(
         tokenizer,
         [messages for messages, _ in rows],
@@ -102,13 +110,13 @@ def encode(tokenizer: ChatTokenizer, rows: Sequence[Row], config: SFTConfig, pol
         max_prompt_tokens=config.max_prompt_tokens,
         max_response_tokens=config.max_response_tokens,
     )
-    return Batcher(policy.decoder, data, config.first_layer, config.compute.micro_tokens, config.packing)
+    return Batcher(policy.decoder, data, config.first_layer, config.compute.micro_tokens, config.packing, tell)
 
 
 def update(training: Training, data: Batcher, rows: Sequence[Row]) -> dict[str, float | int]:
-    """One optimizer step: the mean over all response tokens of the batch, whatever the micro-batches."""
-    packs, trunk, _ = data.packs(training.batch)
-    n_tokens = sum(int(batch.counts.sum()) for batch in packs)
+    """One optimizer step: the mean over all response tokens of the batch, whatever the micro-batches and processes."""
+    packs, trunk, _ = data.packs(distributed.share(training.batch))
+    n_tokens = int(distributed.total(sum(int(batch.counts.sum()) for batch in packs))[0])
     decoder, adapter = training.policy.decoder, training.policy.adapter
     total = 0.0
     for batch in packs:
@@ -116,6 +124,7 @@ def update(training: Training, data: Batcher, rows: Sequence[Row]) -> dict[str, 
         loss = losses.nll(logprobs, batch.counts, n_tokens)
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
+    (total,) = distributed.total(total)
     check_finite(total, training.update + 1, [repr(rows[item][1][:40]) for item in training.batch])
     norm, rate = training.adam.step(training.update, training.n_updates)
     return {"loss": total, "learning_rate": rate, "gradient_norm": norm, "tokens": n_tokens}
@@ -125,8 +134,10 @@ def mean_nll(policy: Policy, data: Batcher) -> float:
     """Nats per response token over all of `data`, without gradient."""
     total, n_tokens = 0.0, 0
     for groups in data.blocks():
-        packs, trunk, _ = data.packs(groups)
-        logprobs, counts, _ = response_logprobs(policy.decoder, policy.adapter, packs, trunk)
-        total -= float(losses.masked_sum(logprobs, counts))
-        n_tokens += int(counts.sum())
-    return total / n_tokens
+        packs, trunk, _ = data.packs(distributed.share(groups))
+        if packs:
+            logprobs, counts, _ = response_logprobs(policy.decoder, policy.adapter, packs, trunk)
+            total -= float(losses.masked_sum(logprobs, counts))
+            n_tokens += int(counts.sum())
+    total, n = distributed.total(total, n_tokens)
+    return total / n

@@ -16,17 +16,9 @@ from typing import Any
 
 from plaudit.artifacts import Message
 from plaudit.errors import BadInput
-from plaudit.learn.pairs_file import (
-    Rejected,
-    family_of,
-    flag_field,
-    number_field,
-    place_of,
-    prompt_of,
-    read_lines,
-    reason_of,
-    text_field,
-)
+from plaudit.formats.files import Rejected, read_lines, reason_of
+from plaudit.formats.trl import prompt_of
+from plaudit.learn.pairs_file import family_of, flag_field, number_field, place_of, text_field
 
 
 @dataclass(frozen=True)
@@ -67,8 +59,6 @@ def read_row(raw: Any, name: str) -> Thumb:
     if not isinstance(raw, dict) or not isinstance(raw.get("label"), bool):
         raise ValueError('it needs "label", true or false')
     messages = prompt_of(raw.get("prompt", raw.get("messages", "")))
-    if not messages:
-        raise ValueError("the prompt is empty")
     response = raw.get("completion", raw.get("response"))
     if isinstance(response, list) and len(response) == 1 and isinstance(response[0], dict):
         response = response[0].get("content")

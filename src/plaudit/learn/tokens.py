@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -215,6 +215,23 @@ def from_text(
     return Rollout(prompt_ids, response_ids, group, ends)
 
 
+def fitted(rollout: Rollout, max_positions: int) -> Rollout:
+    """Responses that reach beyond a model's positions lose their end, and are not finished then. Raises BadInput on a prompt without room."""
+    room = [max_positions - len(ids) for ids in rollout.prompt_ids]
+    if min(room) < 1:
+        raise BadInput(
+            f"A prompt has {max_positions - min(room)} tokens, the model {max_positions} positions; lower max_prompt_tokens to leave room for "
+            "a response."
+        )
+    whole = [len(ids) <= room[group] for group, ids in zip(rollout.group, rollout.response_ids, strict=True)]
+    return Rollout(
+        rollout.prompt_ids,
+        [ids[: room[group]] for group, ids in zip(rollout.group, rollout.response_ids, strict=True)],
+        rollout.group,
+        [end and fits for end, fits in zip(rollout.finished, whole, strict=True)],
+    )
+
+
 @dataclass(frozen=True)
 class Pack:
     """One micro-batch: rows that hold a prompt and some of its responses, and where their tokens lie."""
@@ -236,45 +253,68 @@ class Pack:
         return self.column.gather(1, self.counts.sum(1, keepdim=True) - 1).squeeze(1)
 
 
+JOINED_TOKENS = 256  # of groups in a row: attention costs the square of a row, and a longer one saves little more
+# A row to be: its tokens, and the groups whose prompt and (some) responses lie in it.
+Layout = tuple[int, list[tuple[int, list[int]]]]
+
+
 def pack(
     rollout: Rollout,
     responses: Sequence[int] | None = None,
     token_budget: int = 4096,
     share_prefix: bool = True,
     row_tokens: int = 1024,
+    common: int = 0,
 ) -> list[Pack]:
     """Lay responses (all, or those named) into micro-batches of at most `token_budget` tokens, padding included, and one row at least.
 
     Rows of similar length go together. With `share_prefix` a group's responses follow their prompt in one row, up to `row_tokens`.
+    Where all prompts begin with the same `common` tokens (and have more), a row lays these once and several groups behind them.
     The same arguments give the same packs, so old and new log-probs come from the same products.
     """
     chosen = range(rollout.n) if responses is None else responses
     by_group: dict[int, list[int]] = {}
     for index in chosen:
         by_group.setdefault(rollout.group[index], []).append(index)
-    rows: list[tuple[int, int, list[int]]] = []  # (tokens, group, responses)
+    rows: list[Layout] = []
     for group, members in by_group.items():
         prompt = len(rollout.prompt_ids[group])
         tokens, row = prompt, list[int]()
         for index in members:
             length = len(rollout.response_ids[index])
             if row and (not share_prefix or tokens + length > row_tokens):
-                rows.append((tokens, group, row))
+                rows.append((tokens, [(group, row)]))
                 tokens, row = prompt, []
             row = [*row, index]
             tokens += length
-        rows.append((tokens, group, row))
-    rows.sort(key=lambda entry: (-entry[0], entry[1], entry[2]))
-    packs, batch = [], list[tuple[int, int, list[int]]]()
+        rows.append((tokens, [(group, row)]))
+    rows.sort(key=lambda entry: (-entry[0], entry[1]))
+    if common:
+        rows = _joined(rows, common)
+    packs, batch = [], list[Layout]()
     places = _places(rollout)
     for entry in rows:
         if batch and (len(batch) + 1) * batch[0][0] > token_budget:
-            packs.append(_pack_rows(rollout, batch, places))
+            packs.append(_pack_rows(rollout, batch, places, common))
             batch = []
         batch.append(entry)
     if batch:
-        packs.append(_pack_rows(rollout, batch, places))
+        packs.append(_pack_rows(rollout, batch, places, common))
     return packs
+
+
+def _joined(rows: Sequence[Layout], common: int) -> list[Layout]:
+    """Rows that share their first `common` tokens, one behind the other to rows of about JOINED_TOKENS and of nearly one length.
+
+    `rows` come longest first; each goes where there is least (LPT scheduling, Graham 1969).
+    """
+    own = sum(tokens - common for tokens, _ in rows)
+    a_row = max(1, (JOINED_TOKENS - common) * len(rows) // own)  # groups of mean length that fit
+    joined: list[Layout] = [(common, []) for _ in range(-(-len(rows) // a_row))]
+    for tokens, parts in rows:
+        least = min(range(len(joined)), key=lambda place: joined[place][0])
+        joined[least] = (joined[least][0] + tokens - common, joined[least][1] + parts)
+    return sorted(joined, key=lambda entry: (-entry[0], entry[1]))
 
 
 def _places(rollout: Rollout) -> tuple[list[int], list[int]]:
@@ -286,43 +326,50 @@ def _places(rollout: Rollout) -> tuple[list[int], list[int]]:
     return starts[: len(rollout.prompt_ids)], starts[len(rollout.prompt_ids) :]
 
 
-def _pack_rows(
-    rollout: Rollout, rows: Sequence[tuple[int, int, list[int]]], places: tuple[list[int], list[int]]
-) -> Pack:
-    width = max(tokens for tokens, _, _ in rows)
-    members = [index for _, _, row in rows for index in row]
+def _pack_rows(rollout: Rollout, rows: Sequence[Layout], places: tuple[list[int], list[int]], common: int) -> Pack:
+    width = max(tokens for tokens, _ in rows)
+    members = [index for _, parts in rows for _, row in parts for index in row]
     longest = max(len(rollout.response_ids[index]) for index in members)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     positions = torch.zeros_like(ids)
     source = torch.full_like(ids, -1)
-    segment = torch.full_like(ids, -1)  # 0 prompt, 1.. responses, -1 padding
+    owner = torch.full_like(ids, -1)  # 0 what all prompts share, 1.. groups, -1 padding
+    segment = torch.zeros_like(ids)  # 0 prompt, 1.. responses of the group
     predict = torch.zeros(len(members), longest, dtype=torch.long)
     column, targets = torch.zeros_like(predict), torch.zeros_like(predict)
     counts = torch.zeros_like(predict, dtype=torch.bool)
     row_of, i = [], 0
-    for b, (_, group, row) in enumerate(rows):
-        prompt = rollout.prompt_ids[group]
-        p = len(prompt)
-        ids[b, :p] = torch.tensor(prompt)
-        positions[b, :p] = torch.arange(p)
-        source[b, :p] = torch.arange(p) + places[0][group]
-        segment[b, :p] = 0
-        start = p
-        for s, index in enumerate(row, start=1):
-            response = torch.tensor(rollout.response_ids[index])
-            r = len(response)
-            here = slice(start, start + r)
-            ids[b, here], segment[b, here] = response, s
-            positions[b, here] = torch.arange(p, p + r)
-            source[b, here] = torch.arange(r) + places[1][index]
-            targets[i, :r], counts[i, :r] = response, True
-            column[i, :r] = torch.arange(start, start + r)
-            predict[i, :r] = column[i, :r] - 1
-            predict[i, 0] = p - 1
-            row_of.append(b)
-            start, i = start + r, i + 1
+    for b, (_, parts) in enumerate(rows):
+        start = 0
+        for g, (group, row) in enumerate(parts, start=1):
+            prompt = rollout.prompt_ids[group]
+            p, skip = len(prompt), common if g > 1 else 0
+            here = slice(start, start + p - skip)
+            ids[b, here] = torch.tensor(prompt[skip:])
+            positions[b, here] = torch.arange(skip, p)
+            source[b, here] = torch.arange(skip, p) + places[0][group]
+            start += p - skip
+            owner[b, here], end = g, start - 1
+            for s, index in enumerate(row, start=1):
+                response = torch.tensor(rollout.response_ids[index])
+                r = len(response)
+                here = slice(start, start + r)
+                ids[b, here], owner[b, here], segment[b, here] = response, g, s
+                positions[b, here] = torch.arange(p, p + r)
+                source[b, here] = torch.arange(r) + places[1][index]
+                targets[i, :r], counts[i, :r] = response, True
+                column[i, :r] = torch.arange(start, start + r)
+                predict[i, :r] = column[i, :r] - 1
+                predict[i, 0] = end
+                row_of.append(b)
+                start, i = start + r, i + 1
+    owner[:, :common] = 0
+    source[:, :common] = torch.arange(common)  # in the first prompt's place, whichever groups a row holds
     # Padding attends to padding before it, so that no softmax is over nothing.
-    same = (segment[:, None, :] == segment[:, :, None]) | ((segment[:, None, :] == 0) & (segment[:, :, None] > 0))
+    own = (segment[:, None, :] == segment[:, :, None]) | (segment[:, None, :] == 0)
+    same = (owner[:, None, :] == owner[:, :, None]) & own
+    if common:
+        same |= (owner[:, None, :] == 0) & (owner[:, :, None] > 0)
     mask = same & torch.ones(width, width, dtype=torch.bool).tril()
     return Pack(
         ids, positions, mask, source, torch.tensor(members), torch.tensor(row_of), predict, column, targets, counts
@@ -341,19 +388,33 @@ class Trunk:
 
 
 @torch.no_grad()
-def run_trunk(decoder: Decoder, rollout: Rollout, layer: int, token_budget: int = 4096) -> Trunk:
+def run_trunk(
+    decoder: Decoder,
+    rollout: Rollout,
+    layer: int,
+    token_budget: int = 4096,
+    responses: Sequence[int] | None = None,
+    common: int = 0,
+    tell: Callable[[int, int], None] | None = None,
+) -> Trunk:
     """Run the frozen lower trunk once; every later pass of any adapter with first_layer >= layer starts from it.
+
+    Of all responses and their prompts, or of those named; the table is 0 where nothing was run. What reads the trunk must be packed with
+    the same `common`. `tell` hears micro-batches done, of all.
 
     A decoder that cannot run layers apart gives a trunk of layer 0, from which every pass starts at the bottom.
     """
     layer = decoder.trunk_depth(layer)
     size = sum(map(len, rollout.prompt_ids)) + sum(map(len, rollout.response_ids))
     flat: Tensor | None = None
-    for batch in pack(rollout, token_budget=token_budget):
+    packs = pack(rollout, responses, token_budget, common=common)
+    for number, batch in enumerate(packs, start=1):
         hidden = decoder.run_layers(decoder.embed(batch.ids), batch.positions, batch.mask, 0, layer, None)
         real = batch.source >= 0
         flat = hidden.new_zeros(size, *hidden.shape[2:]) if flat is None else flat
         flat[batch.source[real]] = hidden[real]
+        if tell is not None:
+            tell(number, len(packs))
     assert flat is not None  # a rollout holds a response
     return Trunk(layer, flat)
 
@@ -394,16 +455,14 @@ def logprobs_at(
 ) -> tuple[Tensor, Tensor | None]:
     """Normed hidden states (B, T, D) -> log-probs (n, R) fp32 of the response tokens, 0 where none; entropy likewise, without gradient.
 
-    Logits exist only at response positions, and only a block of rows at a time.
+    Logits exist only at response positions, and only a block of rows at a time. A head that is trained gives, bit for bit, the numbers
+    of the same head frozen: a policy with weights of its own starts at its reference exactly.
     """
     states = at_predict(hidden, batch)[batch.counts]  # (M, D)
     targets = batch.targets[batch.counts]
     head = decoder.frozen_head()
     if head is None:
-        logits = decoder.logits(states) / temperature
-        log_p = F.log_softmax(logits, dim=-1)
-        picked = log_p.gather(1, targets[:, None]).squeeze(1)
-        entropy = -(log_p.detach().exp() * log_p.detach()).sum(-1)
+        picked, entropy = _by_trained_head(decoder, states, targets, temperature, want_entropy)
     else:
         picked, entropy = _TokenLogProbs.apply(states, head, targets, temperature, want_entropy)  # type: ignore[no-untyped-call]
     out = picked.new_zeros(batch.counts.shape).masked_scatter(batch.counts, picked)
@@ -438,6 +497,24 @@ def response_logprobs(
             if entropies is not None and entropy is not None:
                 entropies[batch.response, :width] = entropy
     return out, counts, entropies
+
+
+def _by_trained_head(
+    decoder: Decoder, states: Tensor, targets: Tensor, temperature: float, want_entropy: bool
+) -> tuple[Tensor, Tensor]:
+    """What _TokenLogProbs gives, in the same blocks, where the head is no frozen matrix: autograd keeps the logits."""
+    picked, entropy = [], []
+    for start in range(0, len(states), _TokenLogProbs.BLOCK):
+        here = slice(start, start + _TokenLogProbs.BLOCK)
+        logits = decoder.logits(states[here])
+        if temperature != 1.0:
+            logits = logits / temperature
+        log_z = logits.logsumexp(-1, keepdim=True)
+        picked.append((logits.gather(1, targets[here, None]) - log_z).squeeze(1))
+        if want_entropy:
+            log_p = (logits - log_z).detach()
+            entropy.append(-(log_p.exp() * log_p).sum(-1))
+    return torch.cat(picked), torch.cat(entropy) if entropy else states.new_zeros(len(states), dtype=torch.float32)
 
 
 class _TokenLogProbs(torch.autograd.Function):

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from plaudit.artifacts import sha256_of
 from plaudit.domain import (
-    COMPARISON_TRANSITIONS,
     Annotation,
     Comparison,
     ComparisonState,
@@ -36,13 +35,15 @@ from plaudit.domain import (
     Response,
     ResponseOrigin,
     ResponseText,
+    Review,
     TrainingUse,
     Verdict,
-    check_transition,
     new_id,
 )
 from plaudit.errors import BadInput, Conflict, Expired, NotFound
 from plaudit.loop import body as fields
+from plaudit.loop import quality
+from plaudit.loop.quality import DEFAULT_RULES, QUEUE, Rules
 from plaudit.store import annotation as queue
 from plaudit.store.database import Store, Transaction
 from plaudit.store.feedback import shown_responses
@@ -54,6 +55,10 @@ if TYPE_CHECKING:  # numpy and scipy load when somebody aggregates, not when the
 OVERALL = "overall"
 MAX_ID_CHARS = 200
 MAX_SECONDS = 86_400.0
+MAX_NOTE_CHARS, MAX_EDIT_CHARS, MAX_REASONS = 2_000, 20_000, 20
+ANSWER_FIELDS = (
+    "lease_id", "verdict", "choice", "strength", "seconds", "reasons", "note", "edit", "flagged"
+)  # fmt: skip
 
 
 # --- guidelines --------------------------------------------------------------------------------------------------------
@@ -273,19 +278,29 @@ def lend(
     lease_s: float,
     now: datetime,
     purposes: Collection[Purpose] | None = None,
+    rules: Rules = DEFAULT_RULES,
 ) -> Loan | None:
-    """The next question for this annotator, theirs until `now + lease_s`; None where nothing needs them.
+    """The next question for this annotator, theirs until `now + lease_s`; None where nothing needs them. Raises Forbidden (paused).
 
-    Who already holds one gets the same again, with fresh time: a reload loses nothing and nobody hoards.
+    Who already holds one gets the same again, with fresh time: a reload loses nothing and nobody hoards. Gold comes in between, by
+    `quality.gold_turn`, unless `purposes` are named.
     """
-    wanted = tuple(Purpose) if purposes is None else tuple(purposes)
+    wanted = QUEUE if purposes is None else tuple(purposes)
     expires_at = now + timedelta(seconds=lease_s)
-    with store.write() as tx:
+    with store.write(beside_others=True) as tx:
+        queue.lock_annotator(tx, project_id, annotator_id)
+        standing = quality.standing(tx, project_id, annotator_id)
+        quality.check_standing(standing)
         held = queue.live_lease(tx, project_id, annotator_id, now)
         if held is not None:
             lease = tx.change(Lease, held.id, expires_at=expires_at)
             return _loan(tx, lease, tx.get(Comparison, lease.comparison_id))
-        comparison = queue.next_comparison(tx, project_id, annotator_id, wanted, now)
+        domains = quality.domains_of(standing, now)
+        comparison = queue.next_comparison(tx, project_id, annotator_id, wanted, now, domains)
+        if purposes is None:
+            work = comparison is not None
+            gold = quality.gold_turn(tx, project_id, annotator_id, standing, rules, work_waits=work)
+            comparison = gold or comparison
         if comparison is None:
             return None
         guideline = _guideline(tx, project_id)
@@ -319,7 +334,7 @@ def _loan(tx: Transaction, lease: Lease, comparison: Comparison) -> Loan:
 
 def heartbeat(store: Store, lease_id: str, annotator_id: str, lease_s: float, now: datetime) -> Lease:
     """More time. Raises NotFound (not this annotator's), Conflict (answered), Expired (given back, or expired and no place is left)."""
-    with store.write() as tx:
+    with store.write(beside_others=True) as tx:
         lease = _own_lease(tx, lease_id, annotator_id)
         if lease.state is LeaseState.ANSWERED:
             raise Conflict(f"Lease {lease_id} is answered; ask for the next question.")
@@ -329,7 +344,7 @@ def heartbeat(store: Store, lease_id: str, annotator_id: str, lease_s: float, no
 
 def release_lease(store: Store, lease_id: str, annotator_id: str) -> Lease:
     """Give a question back unanswered; giving it back twice changes nothing. Raises NotFound, Conflict (answered)."""
-    with store.write() as tx:
+    with store.write(beside_others=True) as tx:
         lease = _own_lease(tx, lease_id, annotator_id)
         if lease.state is LeaseState.ANSWERED:
             raise Conflict(f"Lease {lease_id} is answered and cannot be given back.")
@@ -368,35 +383,76 @@ class AnnotationResult:
     replayed: bool
 
 
-def answer(store: Store, project_id: str, annotator_id: str, body: Any, now: datetime) -> AnnotationResult:
-    """Store one verdict: {lease_id, verdict, choice, strength?, seconds}; closes the Comparison that has its overlap.
+@dataclass(frozen=True)
+class _Answer:
+    """A body that was read."""
 
-    Raises BadInput (malformed), NotFound (not this annotator's lease), Expired, Conflict (answered before with another verdict).
-    """
-    body = fields.checked(body, "The annotation", ("lease_id", "verdict", "choice", "strength", "seconds"))
-    lease_id = fields.needed(body, "lease_id", max_chars=MAX_ID_CHARS)
+    verdict: Verdict
+    choice: str | None
+    strength: int | None
+    seconds: float
+    reasons: tuple[str, ...]
+    note: str | None
+    edit: str | None
+    flagged: bool
+
+
+def _read_answer(body: fields.Body) -> _Answer:
+    """Raises BadInput."""
     verdict = fields.member(body, "verdict", Verdict)
-    choice = fields.text(body, "choice", max_chars=MAX_ID_CHARS)
-    strength = fields.integer(body, "strength", 1, 3)
-    seconds = fields.number(body, "seconds", 0.0, MAX_SECONDS)
-    if (choice is None) == (verdict is Verdict.PREFER):
+    read = _Answer(
+        verdict=verdict,
+        choice=fields.text(body, "choice", max_chars=MAX_ID_CHARS),
+        strength=fields.integer(body, "strength", 1, 3),
+        seconds=fields.number(body, "seconds", 0.0, MAX_SECONDS),
+        reasons=_read_reasons(body.get("reasons")),
+        note=fields.text(body, "note", max_chars=MAX_NOTE_CHARS),
+        edit=fields.text(body, "edit", max_chars=MAX_EDIT_CHARS),
+        flagged=bool(fields.flag(body, "flagged", default=False)),
+    )
+    if (read.choice is None) == (verdict is Verdict.PREFER):
         raise BadInput(
-            f"choice is {choice!r} with verdict {verdict}; name a response id with prefer, and only with it."
+            f"choice is {read.choice!r} with verdict {verdict}; name a response id with prefer, and only with it."
         )
-    if strength is not None and verdict is not Verdict.PREFER:
-        raise BadInput(f"strength is {strength} with verdict {verdict}; it goes with prefer only.")
+    for name, needs in (("strength", Verdict.PREFER), ("edit", Verdict.PREFER), ("flagged", Verdict.SKIP)):
+        if getattr(read, name) and verdict is not needs:
+            raise BadInput(f"{name} is given with verdict {verdict}; it goes with {needs} only.")
+    return read
 
-    with store.write() as tx:
+
+def _read_reasons(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    plain = isinstance(value, list | tuple) and all(isinstance(one, str) and 0 < len(one) <= 100 for one in value)
+    if not plain or len(value) > MAX_REASONS:
+        raise BadInput(f"reasons is no list of at most {MAX_REASONS} strings of 1 to 100 characters.")
+    return tuple(dict.fromkeys(value))
+
+
+def answer(
+    store: Store, project_id: str, annotator_id: str, body: Any, now: datetime, rules: Rules = DEFAULT_RULES
+) -> AnnotationResult:
+    """Store one verdict: {lease_id, verdict, choice, strength?, seconds, reasons?, note?, edit?, flagged?}.
+
+    Closes the Comparison that has its answers (`quality.settle`); a flagged training question waits for the lead. Raises BadInput
+    (malformed), NotFound (not this annotator's lease), Expired, Conflict (answered before with another verdict).
+    """
+    body = fields.checked(body, "The annotation", ANSWER_FIELDS)
+    lease_id = fields.needed(body, "lease_id", max_chars=MAX_ID_CHARS)
+    read = _read_answer(body)
+    with store.write(beside_others=True) as tx:
+        queue.lock_annotator(tx, project_id, annotator_id)
         lease = _own_lease(tx, lease_id, annotator_id)
         if lease.project_id != project_id:
             raise NotFound(f"You hold no lease {lease_id!r}.")
-        if choice is not None and choice not in lease.order:
+        if read.choice is not None and read.choice not in lease.order:
             raise BadInput(
-                f"choice is {choice!r}; give one of the response ids that were shown: {', '.join(lease.order)}."
+                f"choice is {read.choice!r}; give one of the response ids that were shown: {', '.join(lease.order)}."
             )
         given = tx.first(Annotation, comparison_id=lease.comparison_id, annotator_id=annotator_id, criterion=OVERALL)
         if given is not None:
-            if (given.verdict, given.choice, given.strength) != (verdict, choice, strength):
+            same = (given.verdict, given.choice, given.strength) == (read.verdict, read.choice, read.strength)
+            if not same or given.flagged != read.flagged:
                 raise Conflict(f"Comparison {lease.comparison_id} has your answer already, and it was another one.")
             return AnnotationResult(given, replayed=True)
         _check_time(tx, lease, now)
@@ -407,37 +463,66 @@ def answer(store: Store, project_id: str, annotator_id: str, body: Any, now: dat
             annotator_id=annotator_id,
             guideline_id=lease.guideline_id,
             criterion=OVERALL,
-            verdict=verdict,
-            choice=choice,
-            strength=strength,
             order=lease.order,
-            seconds=seconds,
             created_at=now,
+            **asdict(read),
         )
         tx.add(annotation)
         for mine in tx.find(Lease, comparison_id=lease.comparison_id, annotator_id=annotator_id, state=LeaseState.LIVE):
             tx.change(Lease, mine.id, state=LeaseState.ANSWERED)
         comparison = tx.get(Comparison, lease.comparison_id)
-        if queue.n_answers(tx, comparison.id) >= comparison.overlap:
-            check_transition(
-                COMPARISON_TRANSITIONS, comparison.state, ComparisonState.CLOSED, f"Comparison {comparison.id}"
-            )
-            tx.change(Comparison, comparison.id, {"state": comparison.state}, state=ComparisonState.CLOSED)
+        if comparison.purpose is Purpose.GOLD:
+            quality.judge(tx, project_id, annotator_id, now)
+        if read.flagged and comparison.state is ComparisonState.OPEN and comparison.purpose is not Purpose.EVALUATION:
+            tx.change(Comparison, comparison.id, {"state": comparison.state}, state=ComparisonState.FLAGGED)
+        else:
+            quality.settle(tx, comparison, rules, now)
     return AnnotationResult(annotation, replayed=False)
 
 
-def progress(store: Store, project_id: str, annotator_id: str, now: datetime) -> dict[str, Any]:
-    """An annotator's own figures: answered, skipped, available (questions that still need them), median_seconds (None without answers)."""
+def undo(store: Store, project_id: str, annotator_id: str, lease_s: float, now: datetime) -> Lease:
+    """Take back one's newest answer while its Comparison is open: it is lent again to them, and what they hold instead is given back.
+
+    Raises NotFound (nothing answered), Conflict (others have closed it or taken a skipped place), Forbidden (paused).
+    """
+    with store.write(beside_others=True) as tx:
+        queue.lock_annotator(tx, project_id, annotator_id)
+        quality.check_standing(quality.standing(tx, project_id, annotator_id))
+        last = tx.first(Annotation, project_id=project_id, annotator_id=annotator_id, criterion=OVERALL)
+        if last is None:
+            raise NotFound("There is no answer of yours to take back.")
+        comparison = queue.lock_comparison(tx, last.comparison_id)
+        if last.flagged and comparison.state is ComparisonState.FLAGGED:
+            comparison = tx.change(Comparison, comparison.id, {"state": comparison.state}, state=ComparisonState.OPEN)
+        if comparison.state is not ComparisonState.OPEN:
+            raise Conflict("Your last answer cannot be taken back: its question is closed.")
+        lease = tx.first(Lease, comparison_id=comparison.id, annotator_id=annotator_id, state=LeaseState.ANSWERED)
+        if lease is None:
+            raise NotFound("Your last answer was imported and cannot be taken back here.")
+        queue.take_back(tx, comparison.id, annotator_id)
+        if not queue.needs(tx, comparison.id, annotator_id, now):  # a skip gave its place away
+            raise Conflict("Your last answer cannot be taken back: others have taken the question meanwhile.")
+        for held in tx.find(Lease, project_id=project_id, annotator_id=annotator_id, state=LeaseState.LIVE):
+            tx.change(Lease, held.id, state=LeaseState.RELEASED)
+        return tx.change(Lease, lease.id, state=LeaseState.LIVE, expires_at=now + timedelta(seconds=lease_s))
+
+
+def progress(
+    store: Store, project_id: str, annotator_id: str, now: datetime, at_most: int = 1_000_000
+) -> dict[str, Any]:
+    """An annotator's own figures: answered, skipped, available (questions that still need them, counted up to `at_most`),
+    median_seconds (None without answers)."""
     with store.read() as tx:
-        mine = tx.find(Annotation, project_id=project_id, annotator_id=annotator_id)
-        available = queue.n_available(tx, project_id, annotator_id, tuple(Purpose), now)
+        mine = queue.own_answers(tx, project_id, annotator_id)
+        domains = quality.domains_of(quality.standing(tx, project_id, annotator_id), now)
+        available = queue.n_available(tx, project_id, annotator_id, QUEUE, now, domains, at_most)
         held = queue.live_lease(tx, project_id, annotator_id, now)
-    answered = [one for one in mine if one.verdict is not Verdict.SKIP]
+    answered = [seconds for verdict, seconds in mine if verdict is not Verdict.SKIP]
     return {
         "answered": len(answered),
         "skipped": len(mine) - len(answered),
         "available": available + (held is not None),
-        "median_seconds": median(one.seconds for one in answered) if answered else None,
+        "median_seconds": median(answered) if answered else None,
     }
 
 
@@ -449,20 +534,33 @@ def aggregate(
 ) -> AggregateReport:
     """Conclude Preferences from the Annotations of closed training Comparisons, upserted by (comparison, criterion).
 
-    An unchanged conclusion is not written again; a changed one keeps the time when it was first drawn. Raises BadInput (method).
+    What gold and experts say is held fixed. An unchanged conclusion is not written again; a changed one keeps the time when it was first
+    drawn. Raises BadInput (method).
     """
     from plaudit.loop.conclusions import conclude
 
     with store.read() as tx:
         votes = queue.votes(tx, project_id, Purpose.TRAINING, batch)
+        gold = queue.gold_votes(tx, project_id) if votes else []
+        reviews = tx.find(Review, project_id=project_id)
+        gold_choices = {
+            one.id: one.gold_choice for one in tx.find(Comparison, project_id=project_id, purpose=Purpose.GOLD)
+        }
         names = queue.names(tx, {vote.annotation.annotator_id for vote in votes})
-    drawn, report = conclude(votes, names, method, project_id, now)
-    return replace(report, n_written=_upsert(store, project_id, drawn))
+    worthless = {one.comparison_id for one in reviews if one.verdict is Verdict.BOTH_BAD}
+    known = {one.comparison_id: one.choice for one in reviews if one.choice is not None}
+    known |= {id: choice for id, choice in gold_choices.items() if choice is not None}
+    voters = {vote.annotation.annotator_id for vote in votes}
+    cast = [vote for vote in votes if vote.comparison_id not in worthless]
+    cast += [vote for vote in gold if vote.annotation.annotator_id in voters]
+    drawn, report = conclude(cast, names, method, project_id, now, known, gold_choices.keys())
+    return replace(report, n_written=_upsert(store, project_id, drawn, worthless))
 
 
-def _upsert(store: Store, project_id: str, drawn: Sequence[Preference]) -> int:
-    """Returns how many were new or changed."""
+def _upsert(store: Store, project_id: str, drawn: Sequence[Preference], worthless: Collection[str]) -> int:
+    """Returns how many were new or changed. What an expert found bad on both sides has no Preference any more."""
     with store.write() as tx:
+        queue.drop_preferences(tx, worthless)
         found = tx.find(Preference, project_id=project_id, source=PreferenceSource.ANNOTATION)
         before = {(one.comparison_id, one.criterion): one for one in found}
         n_written = 0

@@ -9,6 +9,7 @@ import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -79,6 +80,20 @@ def flag(body: Body, name: str, *, default: bool | None = None) -> bool | None:
     if not isinstance(value, bool):
         raise BadInput(f"{name} is {_shown(value)}; give true or false.")
     return value
+
+
+def moment(body: Body, name: str) -> datetime | None:
+    """A time in ISO 8601 with its offset from UTC, as UTC; None where the field is absent or null."""
+    value = body.get(name)
+    if value is None:
+        return None
+    try:
+        at = datetime.fromisoformat(value)
+        if at.tzinfo is None:
+            raise ValueError
+        return at.astimezone(UTC)
+    except (TypeError, ValueError, OverflowError):
+        raise BadInput(f"{name} is {_shown(value)}; give a time such as 2026-01-31T12:00:00Z.") from None
 
 
 def member(body: Body, name: str, kind: type[Kind], *, default: Kind | None = None) -> Kind:

@@ -1,19 +1,19 @@
 """Collect: Interactions from the gateway or logged by an application, and what users said about them.
 
-`begin_interaction` and `finish_interaction` are pure (the gateway's recorder stores what they return); `log_interaction` and
-`record_feedback` validate a request's body and write it in one transaction.
+`begin_interaction` and `finish_interaction` are pure (the gateway's recorder stores what they return); `log_interactions` and
+`record_feedbacks` validate bodies and write what is right in one transaction: one body is a batch of one.
 
 Feedback rules: rows are only ever added. Thumb, rating, edit and choice have a natural key (interaction, response index, kind, actor):
 an equal body replays the row that stands, another body supersedes it, a retraction is a row too. Comments and signals accumulate. An
-idempotency key acts once, also where its write changed nothing.
+idempotency key acts once, also where its write changed nothing. A quarantined actor's rows are kept and count for nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any, Literal, TypeVar
 
 from plaudit.artifacts import sha256_of
 from plaudit.domain import (
@@ -28,6 +28,7 @@ from plaudit.domain import (
     Json,
     Message,
     Project,
+    Quarantine,
     Release,
     Response,
     ResponseOrigin,
@@ -35,15 +36,20 @@ from plaudit.domain import (
     TrainingUse,
     new_id,
 )
-from plaudit.errors import BadInput, Conflict, NotFound
+from plaudit.errors import BadInput, Conflict, Forbidden, NotFound, PlauditError
 from plaudit.loop import body as fields
+from plaudit.loop import webhooks
+from plaudit.loop.feedback_tokens import Claims, actor_sha256
 from plaudit.loop.prompts import default_family
 from plaudit.store import feedback as chains
 from plaudit.store.database import Store, Transaction
 
+T = TypeVar("T")
 MAX_TEXT_CHARS = 200_000
 MAX_NAME_CHARS = 200
 MAX_RESPONSES = 128
+MAX_BATCH = 1000
+CLOCK_SKEW = timedelta(minutes=5)  # by which a sender's clock may be ahead of ours, or an act before what it is about
 
 # The one field of each kind's value; `value` may also be given bare: {"kind": "thumb", "value": true}.
 VALUE_FIELD: dict[FeedbackKind, str] = {
@@ -54,7 +60,17 @@ VALUE_FIELD: dict[FeedbackKind, str] = {
     FeedbackKind.COMMENT: "text",
     FeedbackKind.SIGNAL: "name",
 }
+BESIDE: dict[FeedbackKind, tuple[str, ...]] = {
+    FeedbackKind.COMMENT: ("reasons",),
+    FeedbackKind.SIGNAL: ("consent", "seconds"),  # whether the user agreed to be observed; how long, of a dwell
+}
 ACCUMULATES = frozenset({FeedbackKind.COMMENT, FeedbackKind.SIGNAL})
+
+
+@dataclass(frozen=True)
+class Logged:
+    interaction: Interaction
+    replayed: bool
 
 
 @dataclass(frozen=True)
@@ -150,6 +166,8 @@ def finish_interaction(
             checkpoint_id=checkpoint_id,
             logprob=answer.logprob,
             n_tokens=answer.n_tokens,
+            tool_calls=answer.tool_calls,
+            verdicts=answer.verdicts,
             created_at=now,
         )
         for index, answer in enumerate(texts)
@@ -160,10 +178,39 @@ def finish_interaction(
 def log_interaction(
     store: Store, project_id: str, body: Any, now: datetime, assignment: Assignment | None = None
 ) -> Interaction:
-    """Store a completion that the application made elsewhere: {messages, responses, user?, conversation_id?, family?, training_use?,
-    attributes?, model?, release_id?}. `assignment` is what `GET /v1/assignment` told that user. Raises BadInput, NotFound (release)."""
+    """One of `log_interactions`; raises what that returns."""
+    (result,) = log_interactions(store, project_id, [body], now, [assignment])
+    if isinstance(result, PlauditError):
+        raise result
+    return result.interaction
+
+
+def log_interactions(
+    store: Store,
+    project_id: str,
+    bodies: Sequence[Any],
+    now: datetime,
+    assignments: Sequence[Assignment | None] | None = None,
+) -> list[Logged | PlauditError]:
+    """Store completions that the application made elsewhere, each {messages, responses, user?, conversation_id?, family?, training_use?,
+    attributes?, model?, release_id?, at?, idempotency_key?}; what is wrong with one (BadInput, NotFound, Conflict) is its result and
+    hinders no other. `assignments` are what `GET /v1/assignment` told those users.
+    """
+    results: list[Logged | PlauditError] = []
+    with store.write() as tx:
+        project = tx.get(Project, project_id)
+        for place, body in enumerate(bodies):
+            try:
+                results.append(_log(tx, project, body, now, assignments[place] if assignments else None))
+            except PlauditError as error:
+                results.append(error)
+    return results
+
+
+def _log(tx: Transaction, project: Project, body: Any, now: datetime, assignment: Assignment | None) -> Logged:
     known = (
         "messages", "responses", "user", "conversation_id", "family", "training_use", "attributes", "model", "release_id",
+        "at", "idempotency_key",
     )  # fmt: skip
     body = fields.checked(body, "The interaction", known)
     messages = fields.messages(body)
@@ -175,44 +222,57 @@ def log_interaction(
     ):
         raise BadInput(f"responses must be a list of 1 to {MAX_RESPONSES} strings: what the user was shown.")
     release_id = fields.text(body, "release_id", max_chars=MAX_NAME_CHARS)
-    actor = fields.text(body, "user", max_chars=MAX_NAME_CHARS)
-    conversation_id = fields.text(body, "conversation_id", max_chars=MAX_NAME_CHARS)
-    family = fields.text(body, "family", max_chars=MAX_NAME_CHARS)
     model = fields.text(body, "model", max_chars=MAX_NAME_CHARS)
-    attributes = fields.attributes(body)
-    with store.write() as tx:
-        project = tx.get(Project, project_id)
-        training_use = fields.member(body, "training_use", TrainingUse, default=project.training_use_default)
-        release = _release(tx, project_id, release_id) if release_id else None
-        drafted = begin_interaction(
-            project,
-            messages=messages,
-            actor=actor,
-            conversation_id=conversation_id,
-            family=family,
-            training_use=training_use,
-            attributes=attributes,
-            sampling={},
-            assignment=assignment,
-            config_version=0,
-            now=now,
+    key = fields.text(body, "idempotency_key", max_chars=MAX_NAME_CHARS)
+    body_sha256 = sha256_of({name: body[name] for name in known if name in body and name != "idempotency_key"})
+    at = _happened(body, now)
+    drafted = begin_interaction(
+        project,
+        messages=messages,
+        actor=fields.text(body, "user", max_chars=MAX_NAME_CHARS),
+        conversation_id=fields.text(body, "conversation_id", max_chars=MAX_NAME_CHARS),
+        family=fields.text(body, "family", max_chars=MAX_NAME_CHARS),
+        training_use=fields.member(body, "training_use", TrainingUse, default=project.training_use_default),
+        attributes=fields.attributes(body),
+        sampling={},
+        assignment=assignment,
+        config_version=0,
+        now=at,
+    )
+    seen = _used(tx, project.id, key, body_sha256)
+    if seen is not None:
+        return Logged(tx.get(Interaction, seen), replayed=True)
+    release = _release(tx, project.id, release_id) if release_id else None
+    interaction = _logged(drafted, release_id)
+    completion, responses = finish_interaction(
+        interaction,
+        texts=[ResponseText(answer, None) for answer in answers],
+        status=CompletionStatus.OK,
+        model=model or (release.model if release else "unknown"),
+        checkpoint_id=release.checkpoint_id if release else None,
+        prompt_tokens=None,
+        completion_tokens=None,
+        first_token_ms=None,
+        latency_ms=None,
+        error=None,
+        now=at,
+    )
+    tx.add(interaction, completion, *responses)
+    if key:
+        tx.add(_key(project.id, key, interaction.id, body_sha256, now))
+    return Logged(interaction, replayed=False)
+
+
+def _happened(body: fields.Body, now: datetime) -> datetime:
+    """When the sender says it happened, which may be long ago but not in the future; now where it does not say."""
+    at = fields.moment(body, "at")
+    if at is None:
+        return now
+    if at > now + CLOCK_SKEW:
+        raise BadInput(
+            f"at is {at.isoformat()}, which is in the future (our clock: {now.isoformat()}); correct the clock or leave `at` out."
         )
-        interaction = _logged(drafted, release_id)
-        completion, responses = finish_interaction(
-            interaction,
-            texts=[ResponseText(answer, None) for answer in answers],
-            status=CompletionStatus.OK,
-            model=model or (release.model if release else "unknown"),
-            checkpoint_id=release.checkpoint_id if release else None,
-            prompt_tokens=None,
-            completion_tokens=None,
-            first_token_ms=None,
-            latency_ms=None,
-            error=None,
-            now=now,
-        )
-        tx.add(interaction, completion, *responses)
-    return interaction
+    return min(at, now)
 
 
 def _logged(drafted: Interaction, release_id: str | None) -> Interaction:
@@ -234,80 +294,200 @@ def _release(tx: Transaction, project_id: str, release_id: str) -> Release:
 
 
 def record_feedback(
-    store: Store, project_id: str, body: Any, idempotency_key: str | None, now: datetime
+    store: Store, project_id: str, body: Any, idempotency_key: str | None, now: datetime, token: Claims | None = None
 ) -> FeedbackResult:
-    """Append one row: {interaction_id, kind, value, response_index?, user?, idempotency_key?, retract?}.
+    """One of `record_feedbacks`, whose key may also stand in a header; raises what that returns."""
+    if idempotency_key is not None and isinstance(body, Mapping):
+        if body.get("idempotency_key", idempotency_key) != idempotency_key:
+            raise BadInput("idempotency_key differs between header and body; send it once.")
+        body = {**body, "idempotency_key": idempotency_key}
+    (result,) = record_feedbacks(store, project_id, [body], now, token)
+    if isinstance(result, PlauditError):
+        raise result
+    return result
 
-    The key may stand in the header or in the body. `user` defaults to the interaction's actor. Raises BadInput (malformed), NotFound
-    (interaction, response index, nothing to retract), Conflict (the key was used for something else).
+
+@dataclass(frozen=True)
+class _Act:
+    """One feedback as it was sent, checked as far as that goes without what is stored."""
+
+    interaction_id: str
+    kind: FeedbackKind
+    index: int
+    value: Json
+    user: str | None
+    retracted: bool
+    key: str | None
+    at: datetime
+
+
+def record_feedbacks(
+    store: Store, project_id: str, bodies: Sequence[Any], now: datetime, token: Claims | None = None
+) -> list[FeedbackResult | PlauditError]:
+    """Append a row for each of {interaction_id, kind, value, response_index?, user?, idempotency_key?, retract?, at?}, in their order.
+
+    What is wrong with one is its result and hinders no other: BadInput (malformed), NotFound (interaction, response index, nothing to
+    retract), Conflict (the key was used for something else), Forbidden (not what `token` is for). `user` defaults to the interaction's
+    actor. All is read at the beginning and written at the end: the cost of a batch is that of its rows.
     """
-    known = ("interaction_id", "kind", "value", "response_index", "user", "idempotency_key", "retract")
+    with store.write(beside_others=True) as tx:
+        project = tx.get(Project, project_id)
+        acts = [_attempt(_read_feedback, project, body, now) for body in bodies]
+        sound = [act for act in acts if isinstance(act, _Act)]
+        about = chains.lock_interactions(tx, project_id, {act.interaction_id for act in sound})
+        keys = [
+            (one.interaction_id, _natural_key(one, about[one.interaction_id]))
+            for one in sound
+            if one.interaction_id in about
+        ]
+        chain = _Chains(
+            project=project,
+            now=now,
+            interactions=about,
+            heads=chains.heads(tx, {(id, key) for id, key in keys if key}),
+            used=chains.used_keys(tx, {_key_id(project_id, act.key) for act in sound if act.key}),
+            quarantines=tx.find(Quarantine, project_id=project_id, lifted_at=None),
+        )
+        chain.known = {row.id: row for row in tx.find(Feedback, id=[one.object_id for one in chain.used.values()])}
+        results = [_attempt(chain.append, act, token) if isinstance(act, _Act) else act for act in acts]
+        tx.add(*chain.rows, *chain.keys)
+        if chain.rows:
+            webhooks.announce(tx, project_id, "feedback", [(row.interaction_id, row.id) for row in chain.rows], now)
+    return results
+
+
+def _attempt(act: Callable[..., T], *arguments: Any) -> T | PlauditError:
+    try:
+        return act(*arguments)
+    except PlauditError as error:
+        return error
+
+
+def _read_feedback(project: Project, body: Any, now: datetime) -> _Act:
+    known = ("interaction_id", "kind", "value", "response_index", "user", "idempotency_key", "retract", "at")
     body = fields.checked(body, "The feedback", known)
-    key = fields.text(body, "idempotency_key", max_chars=MAX_NAME_CHARS)
-    if key and idempotency_key and key != idempotency_key:
-        raise BadInput("idempotency_key differs between header and body; send it once.")
-    key = key or idempotency_key
     kind = fields.member(body, "kind", FeedbackKind)
-    interaction_id = fields.needed(body, "interaction_id", max_chars=MAX_NAME_CHARS)
     index = fields.integer(body, "response_index", 0, MAX_RESPONSES - 1, default=0) or 0
     if kind is FeedbackKind.CHOICE and index:
         raise BadInput("response_index does not go with a choice; name the better answer in value.chosen.")
-    user = fields.text(body, "user", max_chars=MAX_NAME_CHARS)
     retracted = bool(fields.flag(body, "retract", default=False))
     if retracted and kind in ACCUMULATES:
         raise BadInput(f"retract does not go with a {kind}; only thumb, rating, edit and choice can be taken back.")
+    return _Act(
+        interaction_id=fields.needed(body, "interaction_id", max_chars=MAX_NAME_CHARS),
+        kind=kind,
+        index=index,
+        value={} if retracted else _value(project, kind, body),
+        user=fields.text(body, "user", max_chars=MAX_NAME_CHARS),
+        retracted=retracted,
+        key=fields.text(body, "idempotency_key", max_chars=MAX_NAME_CHARS),
+        at=_happened(body, now),
+    )
 
-    with store.write() as tx:
-        interaction = chains.lock_interaction(tx, project_id, interaction_id)
-        value = {} if retracted else _value(tx.get(Project, project_id), kind, body)
-        _check_index(tx, interaction, kind, index if value.get("chosen") is None else value["chosen"])
-        actor = user or interaction.actor
+
+@dataclass
+class _Chains:
+    """What stands, and what a batch adds to it as it goes: a later act of the batch finds the earlier ones."""
+
+    project: Project
+    now: datetime
+    interactions: dict[str, chains.Spoken]
+    heads: dict[str, Feedback]  # by natural key
+    used: dict[str, IdempotencyKey]  # by id
+    quarantines: Sequence[Quarantine]
+    known: dict[str, Feedback] = field(default_factory=dict)  # what the used keys led to
+    rows: list[Feedback] = field(default_factory=list)
+    keys: list[IdempotencyKey] = field(default_factory=list)
+
+    def append(self, act: _Act, token: Claims | None) -> FeedbackResult:
+        if token is not None:
+            _check_token(token, act)
+        about = self.interactions.get(act.interaction_id)
+        if about is None or about.erased:
+            why = "was erased" if about else "is not in this project"
+            raise NotFound(f"Interaction {act.interaction_id!r} {why}.")
+        if token is not None and actor_sha256(self.project.id, about.actor) != token.actor_sha256:
+            raise Forbidden("This feedback token is for another user; take the one that came with the answer.")
+        if act.at < about.created_at - CLOCK_SKEW:
+            raise BadInput(
+                f"at is {act.at.isoformat()}, before the interaction began ({about.created_at.isoformat()})."
+            )
+        _check_index(about, act)
+        actor = act.user or about.actor
         content = {
-            "interaction_id": interaction_id,
-            "response_idx": index,
-            "kind": kind,
-            "value": value,
+            "interaction_id": act.interaction_id,
+            "response_idx": act.index,
+            "kind": act.kind,
+            "value": act.value,
             "actor": actor,
-            "retracted": retracted,
+            "retracted": act.retracted,
         }
         body_sha256 = sha256_of(content)
-        seen = _remembered(tx, project_id, key, body_sha256)
+        seen = self._seen(act.key, body_sha256)
         if seen is not None:
             return FeedbackResult(seen, "replayed")
-        natural_key = None if kind in ACCUMULATES else f"{interaction_id}/{index}/{kind}/{actor or ''}"
-        standing = chains.head(tx, natural_key) if natural_key else None
+        natural_key = _natural_key(act, about)
+        standing = self.heads.get(natural_key) if natural_key else None
         if standing is not None and standing.body_sha256 == body_sha256:
             result = FeedbackResult(standing, "replayed")
-        elif standing is None and retracted:
-            raise NotFound(f"There is no {kind} of this user on {interaction_id} to retract.")
+        elif standing is None and act.retracted:
+            raise NotFound(f"There is no {act.kind} of this user on {act.interaction_id} to retract.")
         else:
             row = Feedback(
                 id=new_id(Feedback),
-                project_id=project_id,
+                project_id=self.project.id,
                 natural_key=natural_key,
                 supersedes=standing.id if standing else None,
+                quarantine_id=self._held_by(act.interaction_id, actor),
                 body_sha256=body_sha256,
-                created_at=now,
-                interaction_id=interaction_id,
-                response_idx=index,
-                kind=kind,
-                value=value,
+                created_at=max(act.at, about.created_at),
+                interaction_id=act.interaction_id,
+                response_idx=act.index,
+                kind=act.kind,
+                value=act.value,
                 actor=actor,
-                retracted=retracted,
+                retracted=act.retracted,
             )
-            tx.add(row)
+            self.rows.append(row)
+            if natural_key:
+                self.heads[natural_key] = row
             result = FeedbackResult(row, "superseded" if standing else "recorded")
-        if key:
-            tx.add(
-                IdempotencyKey(
-                    id=_key_id(project_id, key),
-                    project_id=project_id,
-                    object_id=result.feedback.id,
-                    body_sha256=body_sha256,
-                    created_at=now,
-                )
-            )
+        if act.key:
+            key = _key(self.project.id, act.key, result.feedback.id, body_sha256, self.now)
+            self.keys.append(key)
+            self.used[key.id] = key
+            self.known[result.feedback.id] = result.feedback
         return result
+
+    def _seen(self, key: str | None, body_sha256: str) -> Feedback | None:
+        used = self.used.get(_key_id(self.project.id, key)) if key else None
+        if used is None:
+            return None
+        if used.body_sha256 != body_sha256 or used.object_id not in self.known:
+            raise _other_body(str(key))
+        return self.known[used.object_id]
+
+    def _held_by(self, interaction_id: str, actor: str | None) -> str | None:
+        for one in self.quarantines:
+            if one.actor in (None, actor) and one.interaction_id in (None, interaction_id):
+                return one.id
+        return None
+
+
+def _natural_key(act: _Act, about: chains.Spoken) -> str | None:
+    """What makes a later act the same act again or another one in its place; None for kinds that accumulate."""
+    if act.kind in ACCUMULATES:
+        return None
+    return f"{act.interaction_id}/{act.index}/{act.kind}/{act.user or about.actor or ''}"
+
+
+def _check_token(token: Claims, act: _Act) -> None:
+    if act.interaction_id != token.interaction_id:
+        raise Forbidden(f"This feedback token is for {token.interaction_id}, not for {act.interaction_id}.")
+    if act.kind not in token.kinds:
+        raise Forbidden(f"This feedback token is not for a {act.kind}; it allows: {', '.join(sorted(token.kinds))}.")
+    if act.user is not None:
+        raise Forbidden("A feedback token speaks for its own user; leave `user` out.")
 
 
 def _value(project: Project, kind: FeedbackKind, body: fields.Body) -> Json:
@@ -316,7 +496,7 @@ def _value(project: Project, kind: FeedbackKind, body: fields.Body) -> Json:
     if "value" not in body:
         raise BadInput(f'value is missing; a {kind} needs {{"{name}": ...}}.')
     raw = body["value"]
-    known = (name, "reasons") if kind is FeedbackKind.COMMENT else (name,)
+    known = (name, *BESIDE.get(kind, ()))
     value = fields.checked(raw if isinstance(raw, dict) else {name: raw}, "value", known)
     match kind:
         case FeedbackKind.THUMB:
@@ -344,34 +524,54 @@ def _value(project: Project, kind: FeedbackKind, body: fields.Body) -> Json:
                 raise BadInput("value.text is missing; give a text or at least one of value.reasons.")
             return {"text": words, "reasons": reasons}
         case FeedbackKind.SIGNAL:
-            return {"name": fields.needed(value, name, max_chars=MAX_NAME_CHARS)}
+            said: Json = {"name": fields.needed(value, name, max_chars=MAX_NAME_CHARS)}
+            consent = fields.flag(value, "consent")
+            if consent is not None:
+                said["consent"] = consent
+            if value.get("seconds") is not None:
+                said["seconds"] = fields.number(value, "seconds", 0, 86_400)
+            return said
 
 
-def _check_index(tx: Transaction, interaction: Interaction, kind: FeedbackKind, index: int) -> None:
+def _check_index(about: chains.Spoken, act: _Act) -> None:
     """The index must name an answer that was shown, or, while answers are still being written, one that was asked for."""
-    shown = chains.shown_responses(tx, interaction.id)
-    if shown is None:
-        n_asked = interaction.sampling.get("n")
-        there = set(range(n_asked if isinstance(n_asked, int) else 1))
-    else:
-        there = {response.idx for response in shown}
+    index = act.index if act.value.get("chosen") is None else act.value["chosen"]
+    there = about.indices
+    if there is None:
+        n_asked = about.sampling.get("n")
+        there = frozenset(range(n_asked if isinstance(n_asked, int) else 1))
     if index not in there:
-        raise NotFound(f"Interaction {interaction.id} has no response with index {index}.")
-    if kind is FeedbackKind.CHOICE and len(there) < 2:
-        raise BadInput(
-            f"kind is choice, but interaction {interaction.id} has one response; a choice needs two or more."
-        )
+        raise NotFound(f"Interaction {about.id} has no response with index {index}.")
+    if act.kind is FeedbackKind.CHOICE and len(there) < 2:
+        raise BadInput(f"kind is choice, but interaction {about.id} has one response; a choice needs two or more.")
+
+
+# --- idempotency keys ----------------------------------------------------------------------------------------------------
 
 
 def _key_id(project_id: str, key: str) -> str:
     return "idk_" + sha256_of([project_id, key])
 
 
-def _remembered(tx: Transaction, project_id: str, key: str | None, body_sha256: str) -> Feedback | None:
-    """What this key led to before, if it was used. Raises Conflict where it came with another body."""
+def _key(project_id: str, key: str, object_id: str, body_sha256: str, now: datetime) -> IdempotencyKey:
+    return IdempotencyKey(
+        id=_key_id(project_id, key),
+        project_id=project_id,
+        object_id=object_id,
+        body_sha256=body_sha256,
+        created_at=now,
+    )
+
+
+def _used(tx: Transaction, project_id: str, key: str | None, body_sha256: str) -> str | None:
+    """The id of what this key led to before, if it was used. Raises Conflict where it came with another body."""
     used = tx.first(IdempotencyKey, id=_key_id(project_id, key)) if key else None
     if used is None:
         return None
     if used.body_sha256 != body_sha256:
-        raise Conflict(f"idempotency_key {key!r} was used before with another body; use a new key for a new act.")
-    return tx.get(Feedback, used.object_id)
+        raise _other_body(str(key))
+    return used.object_id
+
+
+def _other_body(key: str) -> Conflict:
+    return Conflict(f"idempotency_key {key!r} was used before with another body; use a new key for a new act.")

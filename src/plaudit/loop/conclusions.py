@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from statistics import median
 
@@ -22,6 +22,7 @@ from plaudit.stats.agreement import Agreement, agreement
 from plaudit.stats.intervals import Interval
 from plaudit.store.annotation import Vote
 
+OVERALL = "overall"
 TIE = 2  # the label beside 0 and 1, where anybody says so
 # How much a vote counts in its Preference's weight. One without a strength is as good as a clear one: who is not asked for it loses nothing.
 STRENGTH_WEIGHT = {None: 1.0, 1: 0.5, 2: 1.0, 3: 1.5}
@@ -44,17 +45,23 @@ class AnnotatorRow:
 
 @dataclass(frozen=True)
 class AggregateReport:
-    """What came of one aggregation. `agreement` is None with fewer than two comparisons that have two votes."""
+    """What came of one aggregation. `agreement` is None with fewer than two comparisons that have two votes.
 
+    Each criterion is aggregated alone: who sees accuracy well may not see tone. The figures are those of `criterion`, and the reports of the
+    others stand in `others`.
+    """
+
+    criterion: str
     method: str
     reason: str  # why this method
     n_comparisons: int
     n_votes: int  # preferring or tie
     n_both_bad: int  # comparisons that most found bad on both sides: no Preference
     n_preferences: int
-    n_written: int  # of them, new or changed
+    n_written: int  # new or changed, of all criteria
     agreement: Agreement | None
     annotators: tuple[AnnotatorRow, ...]
+    others: tuple[AggregateReport, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,18 +75,55 @@ class _Ballots:
 
 
 def conclude(
-    votes: Sequence[Vote], names: Mapping[str, str], method: Method, project_id: str, now: datetime
+    votes: Sequence[Vote],
+    names: Mapping[str, str],
+    method: Method,
+    project_id: str,
+    now: datetime,
+    known: Mapping[str, str] | None = None,
+    gold_ids: Collection[str] = (),
 ) -> tuple[list[Preference], AggregateReport]:
     """Every Preference that the votes support, and the report (with n_written 0: nothing is stored here). Deterministic.
 
+    Criteria are concluded one by one; the report is that of `overall`, or of the first criterion by name, and holds the others.
+    `known`: comparison id -> the response that is better overall, as gold or an expert says; it is held fixed. Those of `gold_ids` teach who
+    is reliable and get no Preference. Raises BadInput for an unknown method.
+    """
+    by_criterion: dict[str, list[Vote]] = defaultdict(list)
+    for vote in votes:
+        by_criterion[vote.annotation.criterion].append(vote)
+    order = sorted(by_criterion, key=lambda criterion: (criterion != OVERALL, criterion)) or [OVERALL]
+    drawn, reports = [], []
+    for criterion in order:
+        fixed = known if known is not None and criterion == OVERALL else {}
+        preferences, report = _conclude_criterion(
+            criterion, by_criterion[criterion], names, method, project_id, now, fixed, gold_ids
+        )
+        drawn += preferences
+        reports.append(report)
+    return drawn, replace(reports[0], others=tuple(reports[1:]))
+
+
+def _conclude_criterion(
+    criterion: str,
+    votes: Sequence[Vote],
+    names: Mapping[str, str],
+    method: Method,
+    project_id: str,
+    now: datetime,
+    known: Mapping[str, str],
+    gold_ids: Collection[str],
+) -> tuple[list[Preference], AggregateReport]:
+    """The Preferences and the report of one criterion.
+
     A tie is a label of its own to the model; its share of the posterior is half a vote each way. "Both bad" casts no vote, and where
     more than half say so there is no Preference. Strength weighs a vote in the weight and never in the probability. Both are rounded to 6
-    digits, so that another machine's last bit does not make another Snapshot. Raises BadInput for an unknown method.
+    digits, so that another machine's last bit does not make another Snapshot.
     """
     ballots, n_both_bad = _ballots(votes)
     if not ballots.kept:
         rows = _annotator_rows(votes, names, {}, None)
-        return [], AggregateReport(method, "no votes", 0, 0, n_both_bad, 0, 0, None, rows)
+        return [], AggregateReport(criterion, method, "no votes", 0, 0, n_both_bad, 0, 0, None, rows)
     items = {vote.comparison_id: code for code, vote in enumerate(ballots.comparisons)}
     workers: dict[str, int] = {}
     for vote in ballots.kept:
@@ -97,23 +141,36 @@ def conclude(
         np.array(first),
         np.array([STRENGTH_WEIGHT[vote.annotation.strength] for vote in ballots.kept]),
     )
-    result = aggregate(coded, method)
+    fixed = {
+        code: ballots.sides[code].index(known[id]) for id, code in items.items() if known.get(id) in ballots.sides[code]
+    }
+    result = aggregate(coded, method, fixed or None)
+    asked = [code for id, code in items.items() if id not in gold_ids]
     try:  # the sides are dealt by hash already: the frame is symmetrised
-        agreed = agreement(coded, np.random.default_rng(0))
+        agreed = agreement(_only(coded, asked), np.random.default_rng(0))
     except BadInput:  # fewer than two comparisons with two votes
         agreed = None
-    drawn = [_conclude(ballots, code, result, project_id, now) for code in range(len(items))]
+    drawn = [_conclude(ballots, code, result, project_id, now) for code in asked]
     return drawn, AggregateReport(
+        criterion=criterion,
         method=result.method,
         reason=result.reason,
-        n_comparisons=len(items),
-        n_votes=len(ballots.kept),
+        n_comparisons=len(asked),
+        n_votes=sum(ballots.n_votes[code] for code in asked),
         n_both_bad=n_both_bad,
         n_preferences=len(drawn),
         n_written=0,
         agreement=agreed,
         annotators=_annotator_rows(votes, names, workers, result),
     )
+
+
+def _only(coded: Votes, items: Sequence[int]) -> Votes:
+    """Their votes. Raises BadInput where there is none."""
+    if len(items) == coded.n_items:
+        return coded
+    kept = np.isin(coded.item, np.array(items, dtype=np.int64))
+    return Votes(coded.item[kept], coded.worker[kept], coded.label[kept], coded.n_labels)
 
 
 def _ballots(votes: Sequence[Vote]) -> tuple[_Ballots, int]:
@@ -142,8 +199,7 @@ def _conclude(ballots: _Ballots, code: int, result: Aggregate, project_id: str, 
     probability = round(float(posterior[0]) + tie / 2, 6)
     chosen, rejected = sides if probability >= 0.5 else sides[::-1]
     return Preference(
-        id="prf_"
-        + vote.comparison_id.partition("_")[2],  # one conclusion per comparison: the same id however often it is drawn
+        id=_preference_id(vote.comparison_id, vote.annotation.criterion),
         project_id=project_id,
         comparison_id=vote.comparison_id,
         interaction_id=vote.interaction_id,
@@ -158,6 +214,12 @@ def _conclude(ballots: _Ballots, code: int, result: Aggregate, project_id: str, 
         method=result.method,
         created_at=now,
     )
+
+
+def _preference_id(comparison_id: str, criterion: str) -> str:
+    """One conclusion per comparison and criterion: the same id however often it is drawn."""
+    suffix = "" if criterion == OVERALL else "_" + hashlib.sha256(criterion.encode()).hexdigest()[:8]
+    return "prf_" + comparison_id.partition("_")[2] + suffix
 
 
 def _annotator_rows(

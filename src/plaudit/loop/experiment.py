@@ -34,8 +34,17 @@ from plaudit.loop import govern
 from plaudit.stats import user_metrics
 from plaudit.stats.assignment import arm_for, bucket, enrol
 from plaudit.stats.intervals import Interval, wilson
-from plaudit.stats.sequential import SRM_WARN_P, difference_sequence, harm_e_value, sample_ratio
 from plaudit.stats.user_metrics import Difference
+from plaudit.stats.verdict import (
+    Better,
+    Guardrail,
+    bounded,
+    bounded_guardrail,
+    check_assignment,
+    decide,
+    event_guardrail,
+    too_few,
+)
 from plaudit.store import experiment as observed_rows
 from plaudit.store.audit import lock_head
 from plaudit.store.database import Store
@@ -104,19 +113,6 @@ class Observed:
     error_in_candidate: NDArray[np.bool_]  # (F,)
     error_probability: NDArray[np.float64]  # (F,)
     n_double: int
-
-
-@dataclass(frozen=True)
-class Guardrail:
-    """`fired` rolls back. An e-process has `value` against `threshold`; a bounded difference has its interval against `threshold`."""
-
-    name: str
-    value: float | None
-    threshold: float
-    fired: bool
-    n: int
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -271,7 +267,10 @@ def look(store: Store, experiment_id: str, now: datetime) -> Look:
     if experiment.state != ExperimentState.RUNNING:
         figures = experiment.figures
         return Look(figures.get("verdict", "hold"), tuple(figures.get("reasons", ())), figures)
-    found = analyse(observe(store, experiment_id), Rules(**experiment.rules), experiment.stage, len(experiment.stages))
+    # An e-value that once said that users get lost is kept: such an experiment is not saved by waiting.
+    stopped = bool(experiment.figures.get("stopped"))
+    seen, rules = observe(store, experiment_id), Rules(**experiment.rules)
+    found = analyse(seen, rules, experiment.stage, len(experiment.stages), stopped)
     figures = {**found.figures, "verdict": found.verdict, "reasons": list(found.reasons), "at": now.isoformat()}
     with store.write() as tx:
         expect = {"state": ExperimentState.RUNNING, "stage": experiment.stage}
@@ -328,43 +327,32 @@ def observe(store: Store, experiment_id: str) -> Observed:
     )
 
 
-def analyse(seen: Observed, rules: Rules, stage: int, n_stages: int) -> Look:
-    """The verdict at this look, by what was observed alone."""
+def analyse(seen: Observed, rules: Rules, stage: int, n_stages: int, stopped: bool = False) -> Look:
+    """The verdict at this look, by what was observed alone. stopped: an earlier look found that users get lost."""
     n_candidate = int(seen.in_candidate.sum())
     n_control = len(seen.in_candidate) - n_candidate
     by_stage = _by_stage(seen, seen.n_down, seen.n_messages)
     down_rate = _bounded(by_stage, rules, rules.alpha)
     guardrails = _guardrails(seen, rules, by_stage)
-    fired = [guardrail for guardrail in guardrails if guardrail.fired]
-    broken = _broken_assignment(seen, rules, n_candidate, n_control)
-    waiting = []
-    if min(n_candidate, n_control) < rules.min_users:
-        waiting.append(
-            f"{n_candidate} candidate and {n_control} control users; {rules.min_users} in each arm are needed"
-        )
+    assigned = check_assignment(_arrivals(seen), (0.5, 0.5), seen.n_double, rules.max_double_fraction, stopped)
+    waiting = too_few(n_candidate, n_control, rules.min_users)
     if stage + 1 < n_stages:
         waiting.append(f"the ramp is at stage {stage + 1} of {n_stages}")
-    goal_missed = []
-    if not waiting and (down_rate is None or down_rate.high >= rules.goal_margin):
+    missed = []
+    if down_rate is None or down_rate.high >= rules.goal_margin:
         high = "unknown" if down_rate is None else f"{down_rate.high:+.3f}"
-        goal_missed.append(
-            f"thumbs-down per message may be up to {high} worse; below {rules.goal_margin:+.3f} is needed"
-        )
-    blocks_advance = [*(_said(guardrail) for guardrail in fired), *broken]
+        missed.append(f"thumbs-down per message may be up to {high} worse; below {rules.goal_margin:+.3f} is needed")
+    found = decide(guardrails, assigned.reasons, waiting, missed, n_candidate + n_control)
+    blocks_advance = [*(one.said() for one in guardrails if one.fired), *assigned.reasons]
     if min(n_candidate, n_control) < rules.min_stage_users:
         blocks_advance.append(f"this stage needs {rules.min_stage_users} users in each arm")
-    if fired:
-        verdict, reasons = "roll_back", [_said(guardrail) for guardrail in fired]
-    else:
-        reasons = broken or waiting or goal_missed
-        verdict = "hold" if reasons else "promote"
-    if verdict == "promote":
-        reasons = [f"no guardrail fired over {n_candidate + n_control} users and the goal is met"]
     figures = {
         "n_users": {CANDIDATE: n_candidate, CONTROL: n_control},
         "n_messages": {arm: int(seen.n_messages[chosen].sum()) for arm, chosen in _arms(seen)},
         "n_double": seen.n_double,
         "stage": stage,
+        "decided_by": found.decided_by,
+        "stopped": assigned.stopped,
         "guardrails": [asdict(guardrail) for guardrail in guardrails],
         "down_rate_difference": down_rate.to_dict() if down_rate else None,
         "thumbs": {arm: _thumbs(seen, chosen) for arm, chosen in _arms(seen)},
@@ -372,7 +360,7 @@ def analyse(seen: Observed, rules: Rules, stage: int, n_stages: int) -> Look:
         "may_advance": not blocks_advance,
         "blocks_advance": blocks_advance,
     }
-    return Look(verdict, tuple(reasons), figures)
+    return Look(found.verdict, found.reasons, figures)
 
 
 # --- inside ------------------------------------------------------------------------------------------------------------
@@ -380,37 +368,21 @@ def analyse(seen: Observed, rules: Rules, stage: int, n_stages: int) -> Look:
 
 def _guardrails(seen: Observed, rules: Rules, down_rate: Difference | None) -> list[Guardrail]:
     alpha = rules.alpha / N_GUARDRAILS
-    limit = 1 / alpha
-    found = []
     worse_rate = _rate(seen, seen.in_candidate) > _rate(seen, ~seen.in_candidate)
-    for name, chosen, probability in (
-        ("first_thumbs_down", seen.down_in_candidate, seen.down_probability),
-        ("first_error", seen.error_in_candidate, seen.error_probability),
+    found = []
+    for name, chosen, probability, harmful in (
+        ("first_thumbs_down", seen.down_in_candidate, seen.down_probability, worse_rate),
+        ("first_error", seen.error_in_candidate, seen.error_probability, True),
     ):
-        e_value = _e_value(chosen, probability)
-        # More thumbs-down at no higher a rate per message means that the arm is used more, which is not harm.
-        harmful = worse_rate if name == "first_thumbs_down" else True
-        found.append(Guardrail(name, e_value, limit, e_value >= limit and harmful, len(chosen)))
+        found.append(event_guardrail(name, chosen, probability, alpha, harmful))
     came_back = _by_stage(seen, seen.returned.astype(np.int64), None)
-    for name, difference, sign in (("down_rate", down_rate, 1), ("return_rate", came_back, -1)):
-        interval = _bounded(difference, rules, alpha)
-        if interval is None:
-            found.append(Guardrail(name, None, 0.0, False, 0))
-            continue
-        fired = interval.low > 0 if sign > 0 else interval.high < 0
-        found.append(Guardrail(name, interval.mean, 0.0, fired, interval.n, interval.low, interval.high))
+    better: dict[str, Better] = {"down_rate": "down", "return_rate": "up"}
+    for name, difference in (("down_rate", down_rate), ("return_rate", came_back)):
+        found.append(bounded_guardrail(name, _bounded(difference, rules, alpha), better[name]))
     return found
 
 
 N_GUARDRAILS = 4  # they share alpha equally
-
-
-def _e_value(chosen: NDArray[np.bool_], probability: NDArray[np.float64]) -> float:
-    if len(chosen) == 0:
-        return 1.0
-    strata, index = np.unique(probability, return_inverse=True)
-    events = np.bincount(index, minlength=len(strata))
-    return harm_e_value(np.bincount(index, weights=chosen, minlength=len(strata)), events, strata)
 
 
 def _by_stage(seen: Observed, sums: NDArray[np.int64], counts: NDArray[np.int64] | None) -> Difference | None:
@@ -421,50 +393,23 @@ def _by_stage(seen: Observed, sums: NDArray[np.int64], counts: NDArray[np.int64]
         a, b = here & ~seen.in_candidate, here & seen.in_candidate
         if min(a.sum(), b.sum()) < _MIN_STRATUM:
             continue
-        if counts is None:
-            parts.append(user_metrics.difference(sums[a], sums[b]))
-        else:
-            parts.append(user_metrics.ratio_difference(sums[a], counts[a], sums[b], counts[b]))
+        n = np.ones_like(sums) if counts is None else counts
+        found = user_metrics.ratio_difference(sums[a], n[a], sums[b], n[b])
+        parts.append(user_metrics.with_one_more_event(found, n[a].sum(), n[b].sum()))
     return user_metrics.stratified(parts) if parts else None
 
 
 def _bounded(difference: Difference | None, rules: Rules, alpha: float) -> Interval | None:
-    """Bounds that hold at every look. None before `min_users`, and for unequal arms, which are an alarm of their own."""
-    if difference is None:
-        return None
-    balance = difference.n_candidate / (difference.n_candidate + difference.n_control)
-    if not 0.4 <= balance <= 0.6:
-        return None
-    return difference_sequence(difference, rules.n_planned, alpha, rules.min_users)
+    return bounded(difference, rules.n_planned, alpha, rules.min_users)
 
 
-def _broken_assignment(seen: Observed, rules: Rules, n_candidate: int, n_control: int) -> list[str]:
-    reasons = []
-    if n_candidate + n_control:
-        stages = np.unique(seen.stage)
-        table = [
-            [int((seen.in_candidate & (seen.stage == s)).sum()), int((~seen.in_candidate & (seen.stage == s)).sum())]
-            for s in stages
-        ]
-        ratio = sample_ratio(table, [0.5, 0.5])
-        if ratio.mismatch or ratio.chi_square_p < SRM_WARN_P:
-            reasons.append(
-                f"users do not arrive in equal numbers ({n_candidate} candidate, {n_control} control, "
-                f"p = {ratio.chi_square_p:.2g}, e = {ratio.e_value:.3g}): something loses users of one arm"
-            )
-    users = n_candidate + n_control + seen.n_double
-    if users and seen.n_double > rules.max_double_fraction * users:
-        reasons.append(f"{seen.n_double} of {users} users met both arms: the assignment is not sticky")
-    return reasons
-
-
-def _said(guardrail: Guardrail) -> str:
-    if guardrail.low is None or guardrail.high is None:
-        return f"guardrail {guardrail.name}: e = {guardrail.value:.3g} reached {guardrail.threshold:.3g} (n = {guardrail.n})"
-    return (
-        f"guardrail {guardrail.name}: {guardrail.value:+.3f} [{guardrail.low:+.3f}, {guardrail.high:+.3f}] "
-        f"against control (n = {guardrail.n})"
-    )
+def _arrivals(seen: Observed) -> NDArray[np.int64]:
+    """Users (S, 2) in control and candidate by the stage that enrolled them."""
+    counts = [
+        [int((~seen.in_candidate & (seen.stage == s)).sum()), int((seen.in_candidate & (seen.stage == s)).sum())]
+        for s in np.unique(seen.stage)
+    ]
+    return np.array(counts, dtype=np.int64).reshape(-1, 2)
 
 
 def _arms(seen: Observed) -> list[tuple[str, NDArray[np.bool_]]]:

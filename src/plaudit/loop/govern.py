@@ -1,12 +1,13 @@
 """Govern: who may do what, who approved what, and a log that cannot be rewritten unseen. Lies below the stages.
 
 The audit log is a hash chain per project: each entry holds the sha256 of the one before. `verify_audit` finds a changed, inserted,
-reordered or removed entry; a cut tail it finds against an anchor, a head that was kept outside the store.
+reordered or removed entry; a cut tail or a rewritten chain it finds against anchors, heads that were kept outside the store (`anchors.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,7 +30,8 @@ from plaudit.domain import (
     TrainingUse,
     new_id,
 )
-from plaudit.errors import BadInput, Conflict, Corrupt, NotFound, Refused
+from plaudit.errors import BadInput, ConfigError, Conflict, Corrupt, NotFound, Refused
+from plaudit.loop import webhooks
 from plaudit.store.audit import lock_head
 from plaudit.store.database import Store, Transaction
 
@@ -39,23 +41,26 @@ from plaudit.store.database import Store, Transaction
 class Permission(StrEnum):
     """What a route or a command needs."""
 
-    CHAT = "chat"  # the gateway: complete, list models, ask for an assignment
-    COLLECT = "collect"  # log interactions, give feedback
+    CHAT = "chat"  # the gateway: complete, list models
+    COLLECT = "collect"  # ask for an assignment, log interactions, give feedback
     ANNOTATE = "annotate"  # lease, answer, own progress
+    REVIEW = "review"  # decide as an expert what annotators dispute, and audits
     PLAN = "plan"  # make comparisons, guidelines, aggregate
     READ = "read"  # look at everything that is not a secret
     APPROVE = "approve"  # say yes or no to a release
+    ERASE = "erase"  # remove what is kept of a user
     OPERATE = "operate"  # train, evaluate, release, roll back, monitors
+    OVERRIDE = "override"  # let a release pass a gate that failed
     ADMIN = "admin"  # keys, people, projects
 
 
 PERMISSIONS: Mapping[Role, frozenset[Permission]] = {
     Role.APPLICATION: frozenset({Permission.CHAT, Permission.COLLECT}),
     Role.ANNOTATOR: frozenset({Permission.ANNOTATE}),
-    Role.EXPERT: frozenset({Permission.ANNOTATE}),
-    Role.LEAD: frozenset({Permission.ANNOTATE, Permission.PLAN, Permission.READ}),
+    Role.EXPERT: frozenset({Permission.ANNOTATE, Permission.REVIEW}),
+    Role.LEAD: frozenset({Permission.ANNOTATE, Permission.PLAN, Permission.READ, Permission.REVIEW}),
     Role.APPROVER: frozenset({Permission.APPROVE, Permission.READ}),
-    Role.OPERATOR: frozenset({Permission.OPERATE, Permission.PLAN, Permission.READ}),
+    Role.OPERATOR: frozenset({Permission.ERASE, Permission.OPERATE, Permission.PLAN, Permission.READ}),
     Role.ADMIN: frozenset(Permission),
 }
 # These act in somebody's name: such a key belongs to a Person.
@@ -151,6 +156,31 @@ def revoke_key(store: Store, project_id: str, key_id: str, now: datetime) -> Api
         return tx.change(ApiKey, key_id, revoked_at=now)
 
 
+def record_use(store: Store, used: Mapping[str, datetime]) -> None:
+    """Remember when each key (by id) was last used. An older time than what is known changes nothing: several services tell."""
+    with store.write() as tx:
+        for key in tx.find(ApiKey, id=list(used)):
+            if key.last_used_at is None or key.last_used_at < used[key.id]:
+                tx.change(ApiKey, key.id, last_used_at=used[key.id])
+
+
+def check_address(store: Store, host: str) -> None:
+    """Raises ConfigError where other machines could reach a service at `host` and no key has been made."""
+    if not is_loopback(host) and store.first(ApiKey, revoked_at=None) is None:
+        raise ConfigError(
+            f"host is {host!r}, which other machines can reach, and there is no API key yet; make one first with "
+            "`plaudit key create NAME --role admin`, or start once on 127.0.0.1, which prints the first."
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`; of a name other than localhost nobody knows."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode(errors="surrogatepass")).hexdigest()
 
@@ -201,6 +231,7 @@ def audit(
     )
     entry = AuditEntry(**{**vars(unsealed), "sha256": _seal(unsealed)})
     where.add(entry)
+    webhooks.announce(where, project_id, "state", [(object_id, entry.id)], now)
     return entry
 
 
@@ -211,8 +242,8 @@ def _seal(entry: AuditEntry) -> str:
     return sha256_of(content)
 
 
-def verify_audit(store: Store, project_id: str, anchor: AuditHead | None = None) -> AuditHead:
-    """Recompute the whole chain; returns its head. Raises Corrupt naming the first entry that does not fit, or a cut tail."""
+def verify_audit(store: Store, project_id: str, *anchors: AuditHead) -> AuditHead:
+    """Recompute the whole chain; returns its head. Raises Corrupt naming the first entry that does not fit, or is not the anchored one."""
     with store.read() as tx:
         entries = tx.find(AuditEntry, order="seq", project_id=project_id)
     head = EMPTY_CHAIN
@@ -224,8 +255,11 @@ def verify_audit(store: Store, project_id: str, anchor: AuditHead | None = None)
             raise Corrupt(f"Audit entry {entry.seq} ({entry.id}) is not what was written; compare with a backup.")
         head = AuditHead(entry.seq, entry.sha256)
         hashes[entry.seq] = entry.sha256
-    if anchor is not None and hashes.get(anchor.seq) != anchor.sha256:
-        raise Corrupt(f"The audit log does not contain the anchored entry {anchor.seq}: its tail was cut or rewritten.")
+    for anchor in anchors:
+        if anchor.seq > head.seq:
+            raise Corrupt(f"The audit log ends at entry {head.seq}, entry {anchor.seq} was anchored: its tail was cut.")
+        if hashes[anchor.seq] != anchor.sha256:
+            raise Corrupt(f"Entry {anchor.seq} of the audit log is not the one that was anchored: it was written anew.")
     return head
 
 

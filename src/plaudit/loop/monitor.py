@@ -32,6 +32,7 @@ from plaudit.domain import (
     new_id,
 )
 from plaudit.errors import BadInput
+from plaudit.loop import webhooks
 from plaudit.stats.diversity import distinct_n, repetition_fraction
 from plaudit.stats.drift import cusum, ks, standardised_difference
 from plaudit.stats.intervals import Interval, mean_interval, wilson
@@ -403,6 +404,7 @@ def evaluate_rules(store: Store, project_id: str, now: datetime, rules: Sequence
             alert = _apply(tx, project_id, rule, now)
             if alert is not None:
                 changed.append(alert)
+        webhooks.announce(tx, project_id, "alert", [(alert.id, alert.id) for alert in changed], now)
     return changed
 
 

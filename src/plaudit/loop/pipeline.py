@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from plaudit import artifacts, backends
 from plaudit.domain import (
@@ -32,8 +32,21 @@ from plaudit.domain import (
     utc_now,
 )
 from plaudit.errors import BadInput, Conflict, NotFound, PlauditError, Refused
-from plaudit.loop import annotate, evaluate, experiment, monitor, release, snapshot, train
-from plaudit.loop.evaluate import GateRules
+from plaudit.learn.configs import NEWEST_CHECKPOINT, with_newest
+from plaudit.loop import (
+    annotate,
+    evaluate,
+    experiment,
+    gates,
+    judges,
+    monitor,
+    registry,
+    release,
+    snapshot,
+    suites,
+    train,
+)
+from plaudit.loop.gates import GateRules
 from plaudit.settings import Settings
 from plaudit.store import annotation as waiting
 from plaudit.store import monitoring
@@ -51,7 +64,11 @@ class TurnConfig:
         default_factory=dict, metadata={"help": "Fields of learn's RewardConfig, without snapshot and base."}
     )
     ppo: Json = field(
-        default_factory=dict, metadata={"help": "Fields of PPOConfig, without snapshot, base and reward."}
+        default_factory=dict,
+        metadata={
+            "help": "Fields of PPOConfig, without snapshot and base. `reward` is this turn's reward model, or terms of which one names it: "
+            "the Checkpoint `newest`."
+        },
     )
     seed: int = field(default=0, metadata={"help": "Of the split, of both trainings, of the sampled answers."})
     held_out: str = field(
@@ -61,17 +78,38 @@ class TurnConfig:
     max_tokens: int = field(default=40, metadata={"help": "Of each answer that is judged."})
     temperature: float = field(default=0.7, metadata={"help": "Of each answer that is judged."})
     gate: Json = field(
-        default_factory=dict, metadata={"help": "Fields of evaluate.GateRules that differ from their default."}
+        default_factory=dict, metadata={"help": "Fields of gates.GateRules that differ from their default."}
+    )
+    suites: tuple[Any, ...] = field(
+        default=(),
+        metadata={"help": "Suites that candidate and base are asked too: paths, names, or objects of columns."},
+    )
+    conditions: tuple[Any, ...] = field(
+        default=(),
+        metadata={"help": "Conditions of the gate beside its rules: {name, figure, use, at_least, at_most}."},
     )
 
     def __post_init__(self) -> None:
         for name, value in (("n_prompts", self.n_prompts), ("max_tokens", self.max_tokens)):
             if value < 1:
                 raise BadInput(f"TurnConfig.{name} is {value}; give at least 1.")
+        if "reward" in self.ppo and with_newest(self.ppo["reward"], "") == self.ppo["reward"]:
+            raise BadInput(
+                "No term of TurnConfig.ppo's reward names the Checkpoint 'newest', so this turn's reward model would be trained for "
+                "nothing; add a term of kind 'model' with checkpoints ['newest'] (weight 0 only measures it)."
+            )
+        if self.ppo.get("lora", {}) is None:
+            raise BadInput(
+                "TurnConfig.ppo sets lora to null, but a turn offers its candidate as an adapter beside the base; leave it out, and train full "
+                "weights with `plaudit train ppo`."
+            )
         valid = [spec.name for spec in fields(GateRules)]
         for name in self.gate:
             if name not in valid:
                 raise BadInput(f"{name!r} is not a gate rule; valid are {', '.join(valid)}.")
+        for source in self.suites:
+            suites.parse_source(source)
+        gates.parse(self.conditions)
 
 
 @dataclass(frozen=True)
@@ -154,13 +192,16 @@ def train_reward(turn: Turn, done: Outputs) -> Json:
 
 
 def train_policy(turn: Turn, done: Outputs) -> Json:
-    """Reward Checkpoint to a policy Checkpoint, from the base: the KL budget holds for the whole way, however many turns there were."""
+    """Reward Checkpoint to a policy Checkpoint, from the base: the KL budget holds for the whole way, however many turns there were.
+
+    The Checkpoint is the whole reward, or the terms of it that ask for the `newest`.
+    """
     config = {
         "seed": turn.config.seed,
         **turn.config.ppo,
         "snapshot": done["snapshot"]["folder"],
         "base": str(turn.base),
-        "reward": done["reward"]["folder"],
+        "reward": with_newest(turn.config.ppo.get("reward", NEWEST_CHECKPOINT), done["reward"]["folder"]),
     }
     parent = done["reward"]["checkpoint_id"]
     return _train(turn, "ppo", config, {"snapshot_sha256": done["snapshot"]["sha256"], "parent_id": parent})
@@ -191,7 +232,25 @@ def ask_questions(turn: Turn, done: Outputs) -> Json:
             turn.upstream, model, base.model, prompts, sampling, candidate_checkpoint_id=checkpoint_id
         )
         annotate.plan_evaluation(turn.store, turn.project_id, items, batch=batch, overlap=turn.overlap, now=utc_now())
-    return {"batch": batch, "safety": evaluate.safety_suite(turn.upstream, model, base.model, sampling)}
+    safety = evaluate.safety_suite(turn.upstream, model, base.model, sampling)
+    folder = turn.home / "evaluations" / batch
+    return {"batch": batch, "safety": safety, "suites": ask_suites(turn, folder, model, base.model, sampling)}
+
+
+def ask_suites(turn: Turn, folder: Path, model: str, base: str, sampling: Json) -> Json:
+    """The config's suites put to both models: figures by suite, each with the file of the rows behind it."""
+    loaded = [suites.load(suites.parse_source(source)) for source in turn.config.suites]
+    names = [suite.name for suite in loaded]
+    if len(set(names)) < len(names):
+        raise BadInput(f"Two suites of the turn have the same name ({', '.join(names)}); give each a name of its own.")
+    found = {}
+    for suite in loaded:
+        mine, theirs = (suites.ask(turn.upstream, each, suite, sampling) for each in (model, base))
+        file = folder / f"{suite.name}.jsonl"
+        rows = suites.rows(suite, mine, theirs)
+        artifacts.write_atomic(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        found[suite.name] = {**suites.figures(suite, mine, theirs), "rows": str(file)}
+    return found
 
 
 def measure_answers(turn: Turn, done: Outputs) -> Json:
@@ -216,7 +275,8 @@ def reach_verdict(turn: Turn, done: Outputs) -> Json | Wait:
     said = [evaluate.Votes(one.wins, one.ties + one.both_bad + int(one.identical), one.losses) for one in votes]
     scores = train.read_scores(turn.store.get(Run, done["measures"]["run_id"]))
     figures = evaluate.judge(items, said, scores, done["questions"]["safety"], turn.config.seed)
-    result = evaluate.gate(figures, GateRules(**turn.config.gate))
+    figures |= {"suites": done["questions"].get("suites", {}), "rows": f"evaluation batch {batch}"}
+    result = gates.gate(figures, GateRules(**turn.config.gate), gates.parse(turn.config.conditions))
     made = evaluate.record_evaluation(
         turn.store, turn.project_id, done["policy"]["checkpoint_id"], batch, figures, result, utc_now()
     )
@@ -338,6 +398,22 @@ def score(
     return train.run_training(
         store, project_id, "score", full, inputs, home / "runs", None, None, utc_now(), owner=owner, program=program
     )
+
+
+def judge_by_reward(turn: Turn, batch: str, reward_id: str) -> list[judges.Judgement]:
+    """A reward model's verdicts on an evaluation batch. Raises Refused where a policy of the batch learned from it: what was maximised cannot
+    judge; NotFound, Corrupt, BadInput (no reward Checkpoint)."""
+    reward = release.verified_checkpoint(turn.store, reward_id, CheckpointKind.REWARD)
+    items = evaluate.stored_items(turn.store, turn.project_id, batch)
+    policies = {id for item in items for id in (item.first_checkpoint_id, item.second_checkpoint_id) if id}
+    for policy in sorted(policies):
+        if reward.id in {node.id for node in registry.lineage(turn.store, turn.project_id, policy)}:
+            reasons = [f"{policy} was trained on {reward.id}"]
+            raise Refused(f"{reward.id} may not judge {batch}: {reasons[0]}; take a held-out reward model.", reasons)
+    config = {"base": str(turn.base), "reward": reward.folder, "measures": ["score"]}
+    rows = evaluate.score_rows(items)
+    run = score(turn.store, turn.project_id, turn.home, f"judge-{batch}", rows, config, turn.owner, turn.program)
+    return judges.by_scores(train.read_scores(run), len(items))
 
 
 # --- asking about traffic ----------------------------------------------------------------------------------------------

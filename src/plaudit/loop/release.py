@@ -34,7 +34,7 @@ from plaudit.domain import (
     new_id,
 )
 from plaudit.errors import BadInput, Conflict, Corrupt, NotFound, Refused
-from plaudit.loop import govern
+from plaudit.loop import gates, govern
 from plaudit.store.audit import lock_head
 from plaudit.store.database import Store, Transaction
 
@@ -184,13 +184,20 @@ def roll_back(
 
 def reasons_against(tx: Transaction, release: Release, stage: ReleaseState, now: datetime) -> list[str]:
     """Every rule of the house that forbids `release` to become canary or live now; empty where it may."""
-    evaluation = tx.first(Evaluation, project_id=release.project_id, checkpoint_id=release.checkpoint_id)
+    evaluations = tx.find(Evaluation, project_id=release.project_id, checkpoint_id=release.checkpoint_id)
+    # One without a gate (a suite, a judge) informs and decides nothing.
+    evaluation = next((one for one in reversed(evaluations) if one.gate is not None), None)
+    override = gates.overridden(tx, evaluation) if evaluation is not None else None
     reasons = []
     if release.checkpoint_id is None or evaluation is None:
         reasons.append("its checkpoint was never evaluated")
-    elif evaluation.gate != GateVerdict.PASS:
-        because = "; ".join(evaluation.reasons) or "no gate was applied"
-        reasons.append(f"the gate of evaluation {evaluation.id} says {evaluation.gate or 'nothing'}: {because}")
+    elif evaluation.gate != GateVerdict.PASS and override is None:
+        because = "; ".join(evaluation.reasons)
+        reasons.append(f"the gate of evaluation {evaluation.id} says {evaluation.gate}: {because}")
+    if release.checkpoint_id is not None and _licence_unknown(tx.get(Checkpoint, release.checkpoint_id)):
+        reasons.append(
+            "nobody has said the licence of its base model: write it into the base folder's prepared.json and train anew"
+        )
     approvals = tx.find(Approval, project_id=release.project_id, release_id=release.id)
     latest = {approval.stage: approval for approval in approvals}  # the last word of a stage counts
     wanted = ("canary",) if stage == ReleaseState.CANARY else ("canary", "live")
@@ -201,6 +208,8 @@ def reasons_against(tx: Transaction, release: Release, stage: ReleaseState, now:
         elif approval.decision != Decision.APPROVE:
             reasons.append(f"{approval.person} refused it for {name}: {approval.reason or 'no reason given'}")
     people = [latest[name].person for name in wanted if name in latest]
+    if override is not None and override.actor in people:
+        reasons.append(f"{override.actor} overrode its gate; the approvals need other people")
     if len(people) != len(set(people)):
         reasons.append(f"{people[0]} approved both stages; the second approval needs another person")
     if stage == ReleaseState.CANARY:
@@ -212,11 +221,20 @@ def reasons_against(tx: Transaction, release: Release, stage: ReleaseState, now:
     return reasons
 
 
+def _licence_unknown(checkpoint: Checkpoint) -> bool:
+    folder = Path(checkpoint.folder)
+    return (folder / artifacts.MANIFEST).is_file() and artifacts.read_manifest(folder).body.get("license") == "unknown"
+
+
 def verified_checkpoint(store: Store, checkpoint_id: str, kind: CheckpointKind | None = None) -> Checkpoint:
     """The Checkpoint after reading every byte of its folder. Raises Corrupt, NotFound, BadInput (another kind)."""
     checkpoint = store.get(Checkpoint, checkpoint_id)
     if kind is not None and checkpoint.kind != kind:
         raise BadInput(f"Checkpoint {checkpoint_id} is a {checkpoint.kind}, not a {kind}.")
+    if checkpoint.purged_at is not None:
+        raise Corrupt(
+            f"Checkpoint {checkpoint_id} was purged after an erasure ({checkpoint.purged_at:%Y-%m-%d}); train anew."
+        )
     manifest = artifacts.verify(Path(checkpoint.folder), "checkpoint")
     if manifest.id != checkpoint.sha256:
         raise Corrupt(

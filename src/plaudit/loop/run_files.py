@@ -12,12 +12,12 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from plaudit.artifacts import MANIFEST
 from plaudit.domain import Json
 from plaudit.errors import BadInput, NotFound
-from plaudit.learn.configs import PROGRAMS, from_dict, to_dict
+from plaudit.learn.configs import PROGRAMS, describe, from_dict, to_dict
 
 CONFIG, RESOLVED, METRICS, RESULT = "config.json", "config.resolved.json", "metrics.jsonl", "result.json"
 NOTE, LOCK, LOG = "progress.json", "lock", "stderr.log"
@@ -25,6 +25,7 @@ LINE = ("step", "of", "phase", "seconds")  # of every line of metrics.jsonl
 UNITS = ("tokens", "pairs", "n")  # what a line counts; the first that it has is its speed
 WITHOUT_CHECKPOINT = ("score", "best_of")  # programs that end with their result.json
 WINDOW = 20  # lines that the speed is taken over
+HEADLINES = ("reward", "score", "kl", "loss", "accuracy", "margin")  # drawn large, where a program has them
 
 State = Literal["done", "running", "failed", "stopped"]
 
@@ -41,10 +42,26 @@ class RunFiles:
     lines: tuple[Json, ...]
     note: Json | None
     result: Json | None
+    cut: bool = False  # `lines` are the last of more
 
     def resolved(self, program: str) -> Json:
         """Every field of the config with its value. Raises ConfigError where it is not that program's."""
         return to_dict(from_dict(PROGRAMS[program], self.config))
+
+    def chosen(self) -> list[tuple[str, Any]]:
+        """(dotted name, value) of the config's fields that are not at their default. Raises ConfigError as `resolved` does."""
+        if self.program is None:
+            return sorted(self.config.items())
+        config = self.resolved(self.program)
+        rows = []
+        for name, _, default in describe(PROGRAMS[self.program]):
+            value: Any = config
+            for part in name.split("."):
+                value = value.get(part, default) if isinstance(value, dict) else default
+            same = list(value) == list(default) if isinstance(default, tuple) else value == default
+            if not same and not isinstance(default, dict):
+                rows.append((name, value))
+        return rows
 
 
 @dataclass(frozen=True)
@@ -58,8 +75,11 @@ class Pace:
     left_s: float | None  # until the phase's last step; None before there is anything to go by
 
 
-def read(folder: Path) -> RunFiles:
-    """What stands in a run folder. Raises NotFound where it is none, BadInput where its config is not JSON."""
+def read(folder: Path, most_bytes: int | None = None) -> RunFiles:
+    """What stands in a run folder; of metrics.jsonl at most the last `most_bytes`, where that is given.
+
+    Raises NotFound where it is none, BadInput where its config is not JSON.
+    """
     path = folder / CONFIG
     if not path.is_file():
         raise NotFound(f"{folder} is no run folder: it has no {CONFIG}.")
@@ -70,10 +90,9 @@ def read(folder: Path) -> RunFiles:
     result = json.loads((folder / RESULT).read_text()) if (folder / RESULT).is_file() else None
     program = _program(folder, config, result)
     state, says = _state(folder, result, program)
-    lines = tuple(Tail(folder / METRICS).new())
-    return RunFiles(
-        folder, program, config, state, says, lines, read_note(folder) if state == "running" else None, result
-    )
+    lines, cut = (Tail(folder / METRICS).new(), False) if most_bytes is None else recent(folder / METRICS, most_bytes)
+    note = read_note(folder) if state == "running" else None
+    return RunFiles(folder, program, config, state, says, tuple(lines), note, result, cut)
 
 
 def find(parent: Path) -> list[Path]:
@@ -103,6 +122,18 @@ class Tail:
         end = block.rfind(b"\n") + 1
         self.position += end
         return [json.loads(line) for line in block[:end].splitlines() if line.strip()]
+
+
+def recent(path: Path, most_bytes: int) -> tuple[list[Json], bool]:
+    """The complete lines among the last bytes of a growing file, and whether there are more before them; none where there is no file."""
+    if not path.is_file():
+        return [], False
+    with path.open("rb") as file:
+        start = max(file.seek(0, os.SEEK_END) - most_bytes, 0)
+        file.seek(start)
+        block = file.read(most_bytes)
+    first = block.find(b"\n") + 1 if start else 0
+    return [json.loads(line) for line in block[first : block.rfind(b"\n") + 1].splitlines() if line.strip()], start > 0
 
 
 def read_note(folder: Path) -> Json | None:

@@ -1,25 +1,25 @@
 """Snapshot: freeze what the store concludes into an immutable, hashed folder that training reads.
 
 Nothing enters whose consent is not `allowed` or whose Comparison was made for an evaluation, and nothing whose question or family an
-evaluation asks about enters but into `test`, which nothing is trained on; each filter reports how many it removed. Edits and choices of
-end users become Preferences here (and edits Demonstrations): one person's word, so the probability is that of one vote under the prior
-that aggregation uses.
+evaluation asks about enters but into `test`, which nothing is trained on; what else is filtered is a Curation (snapshots/pool.py), and each
+filter reports how many it removed. Edits and choices of end users become Preferences here (and edits Demonstrations): one person's word,
+so the probability is that of one vote under the prior that aggregation uses.
 
-Splits go by prompt family: a family's place is a hash of the seed and its name, so it never moves from one Snapshot to the next, however
-much is added. Families that share a question stay together.
+Splits go by prompt family and conversation (snapshots/splits.py). Rows come from the store page by page and wait in a file, so the number
+of Preferences is bounded by the disk.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from plaudit.artifacts import DemonstrationRow, PreferenceRow, PromptRow, Snapshot, write_snapshot
+from plaudit.artifacts import THUMBS, Snapshot, VoteRow, sha256_of, write_snapshot
 from plaudit.domain import (
     Feedback,
     FeedbackKind,
@@ -33,18 +33,25 @@ from plaudit.domain import (
     ResponseOrigin,
     SnapshotRecord,
     TrainingUse,
+    Verdict,
     new_id,
 )
 from plaudit.errors import BadInput, Refused
+from plaudit.loop import suites
 from plaudit.loop.prompts import question_sha256
+from plaudit.loop.snapshots import card
+from plaudit.loop.snapshots.personal_data import Finder
+from plaudit.loop.snapshots.pool import Candidate, Curation, HeldOut, Pool, Tally
+from plaudit.loop.snapshots.splits import EVALUATION, SPLITS
 from plaudit.store import snapshot as sources
 from plaudit.store.database import Store, Transaction
 from plaudit.store.feedback import current, shown_responses
 
-SPLITS = ("train", "valid", "test")
 # One vote of somebody unknown under Dirichlet(4, 1), the prior of stats.aggregate: right with probability 4/5.
 ONE_VOTE = 0.8
 CUT_OFF = "length"  # the finish reason of an answer that met its token limit
+UNCHOSEN = frozenset({"random", "import"})  # reasons to ask that are no active selection
+PREFERENCES, DEMONSTRATIONS, PROMPTS = "preferences", "demonstrations", "prompts"
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class _Conclusion:
     interaction: Interaction
     preferences: tuple[Preference, ...]
     edited: Response | None
+    models: tuple[str, ...] = ()  # whose answers people edited or chose from
 
 
 def freeze(
@@ -64,52 +72,106 @@ def freeze(
     *,
     seed: int = 0,
     fractions: Sequence[float] = (0.7, 0.1, 0.2),
+    curation: Curation | None = None,
+    canaries: Sequence[Sequence[Message]] = (),
+    finders: Mapping[str, Finder] | None = None,
     now: datetime,
 ) -> tuple[SnapshotRecord, Snapshot]:
     """Freeze all Preferences, Demonstrations and prompts that may be trained on into `parent/<hash>`, and register the folder.
 
-    fractions: shares of prompt families in train, valid, test. The same rows and options give the same Snapshot and record again.
+    fractions: shares of prompt families in train, valid, test. curation: what else is filtered. canaries: prompts that nothing may be trained
+    on, beside those of evaluations and of the suites in the package. finders: detectors of personal data of one's own, by kind.
+    The same rows and options give the same Snapshot and record again.
     Raises BadInput (fractions), Refused (nothing may enter; reasons say what the filters removed).
     """
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9 or fractions[0] <= 0:
         raise BadInput(f"fractions are {tuple(fractions)}; give shares of train, valid and test that sum to 1.")
-    removed: Counter[str] = Counter()
-    with store.write() as tx:
-        conclusions = _conclude_feedback(tx, project_id, removed)
-    with store.read() as tx:
-        evidence = sources.evidence(tx, project_id)
-        prompts = sources.prompts(tx, project_id)
-        held_out = sources.held_out(tx, project_id)
-        uses = sources.interactions_by_use(tx, project_id)
-        guidelines = tx.find(Guideline, project_id=project_id, order="version")
-    removed["prompts: consent is not allowed"] = sum(n for use, n in uses.items() if use is not TrainingUse.ALLOWED)
-    rows = _admit(evidence, conclusions, prompts, held_out, seed, fractions, removed)
-    filters = {name: n for name, n in sorted(removed.items()) if n}
-    if not rows.preferences and not rows.demonstrations and not rows.prompts:
-        reasons = [f"{name}: {n} removed" for name, n in filters.items()]
-        raise Refused("Nothing in this project may be trained on yet, so there is no Snapshot to freeze.", reasons)
+    curation = curation or Curation()
+    with Pool(parent, curation, finders) as pool:
+        with store.write() as tx:
+            conclusions = _conclude_feedback(tx, project_id, pool.tally)
+        with store.read() as tx:
+            facts = _gather(tx, project_id, pool, conclusions, [*canaries, *_suite_prompts()], seed, fractions)
+            filters = {name: n for name, n in sorted(pool.tally.removed.items()) if n}
+            if next(pool.kept(), None) is None:
+                reasons = [f"{name}: {n} removed" for name, n in filters.items()]
+                raise Refused(
+                    "Nothing in this project may be trained on yet, so there is no Snapshot to freeze.", reasons
+                )
+            config = {
+                "project_id": project_id,
+                "seed": seed,
+                "fractions": list(fractions),
+                "one_vote": ONE_VOTE,
+                "curation": curation.to_json(),
+                **({"canaries": sha256_of([question_sha256(one) for one in canaries])} if canaries else {}),
+                **({"finders": sorted(finders)} if finders else {}),
+            }
+            counts = _by_split(pool)
+            lineage = {**facts, "conclusions": _methods(pool), "code_version": version("plaudit")}
+            body = {
+                "by_split": counts,
+                "filters": filters,
+                "examples": {name: pool.tally.examples[name] for name in filters if name in pool.tally.examples},
+                "found": dict(sorted(pool.tally.found.items())),
+                "lineage": lineage,
+            }
+            snapshot = write_snapshot(
+                parent,
+                pool.rows(PREFERENCES),
+                pool.rows(DEMONSTRATIONS),
+                pool.rows(PROMPTS),
+                config=config,
+                body=body,
+                votes=_single_votes(tx, project_id, pool),
+                thumbs=pool.rows(THUMBS),
+                pages=card.pages(body, config, card.figures(pool.kept())),
+            )
+    return _register(store, project_id, snapshot, {**counts, "filters": filters}, lineage, now), snapshot
 
-    lineage = {
-        "guideline_versions": [guideline.version for guideline in guidelines],
-        "conclusions": rows.conclusions,
+
+def _by_split(pool: Pool) -> dict[str, Any]:
+    splits = (*SPLITS, EVALUATION) if pool.curation.evaluation_fraction else SPLITS
+    found = Counter((one.table, one.split) for one in pool.kept())
+    tables = [PREFERENCES, DEMONSTRATIONS, PROMPTS, *([THUMBS] if next(pool.kept(THUMBS), None) is not None else [])]
+    return {table: {split: found[table, split] for split in splits} for table in tables}
+
+
+def _methods(pool: Pool) -> dict[str, int]:
+    """How many Preferences by source and method."""
+    return dict(sorted(Counter(one.method for one in pool.kept(PREFERENCES)).items()))
+
+
+def _gather(
+    tx: Transaction,
+    project_id: str,
+    pool: Pool,
+    conclusions: Sequence[_Conclusion],
+    canaries: Sequence[Sequence[Message]],
+    seed: int,
+    fractions: Sequence[float],
+) -> dict[str, Any]:
+    """Fill the pool and decide; what the manifest's lineage says of the sources."""
+    pool.take(PREFERENCES, _preferences(tx, project_id, conclusions, pool))
+    pool.take(DEMONSTRATIONS, _demonstrations(conclusions, pool))
+    pool.take(PROMPTS, _prompts(tx, project_id, pool.curation.stratify_by))
+    pool.take(THUMBS, _thumbs(tx, project_id, pool))
+    held_out = sources.held_out(tx, project_id)
+    pool.decide(HeldOut(held_out.families, (*held_out.messages, *canaries)), seed, fractions)
+    uses = sources.interactions_by_use(tx, project_id)
+    withheld = sum(n for use, n in uses.items() if use is not TrainingUse.ALLOWED)
+    if withheld:
+        pool.tally.removed["prompts: consent is not allowed"] = withheld
+    return {
+        "guideline_versions": [one.version for one in tx.find(Guideline, project_id=project_id, order="version")],
         "interactions": {str(use): n for use, n in sorted(uses.items())},
         "n_held_out_families": len(held_out.families),
-        "code_version": version("plaudit"),
     }
-    counts = {
-        "preferences": _by_split(rows.preferences),
-        "demonstrations": _by_split(rows.demonstrations),
-        "prompts": _by_split(rows.prompts),
-    }
-    snapshot = write_snapshot(
-        parent,
-        rows.preferences,
-        rows.demonstrations,
-        rows.prompts,
-        config={"project_id": project_id, "seed": seed, "fractions": list(fractions), "one_vote": ONE_VOTE},
-        body={"by_split": counts, "filters": filters, "lineage": lineage},
-    )
-    return _register(store, project_id, snapshot, {**counts, "filters": filters}, lineage, now), snapshot
+
+
+def _suite_prompts() -> list[tuple[Message, ...]]:
+    """What the suites in the package ask."""
+    return [item.messages for name in suites.PACKAGED for item in suites.load(suites.Source(name)).items]
 
 
 def _register(
@@ -137,77 +199,138 @@ def _register(
         return record
 
 
-@dataclass(frozen=True)
-class _Rows:
-    preferences: list[PreferenceRow]
-    demonstrations: list[DemonstrationRow]
-    prompts: list[PromptRow]
-    conclusions: dict[str, int]  # how many Preferences by source and method
+# --- what may enter: each row, or why not ----------------------------------------------------------------------------------
 
 
-def _admit(
-    evidence: Sequence[sources.Evidence],
-    conclusions: Sequence[_Conclusion],
-    prompts: Sequence[sources.Prompt],
-    held_out: sources.HeldOut,
-    seed: int,
-    fractions: Sequence[float],
-    removed: Counter[str],
-) -> _Rows:
-    """What passes the filters, with its split; `removed` counts what does not."""
+def _preferences(
+    tx: Transaction, project_id: str, conclusions: Sequence[_Conclusion], pool: Pool
+) -> Iterator[tuple[Candidate, dict[str, Any]]]:
     standing = {preference.id for one in conclusions for preference in one.preferences}
-    kept = [one for one in evidence if not _counted(removed, "preferences", _against_preference(one, standing))]
-    approved = [
-        one
-        for one in conclusions
-        if one.edited is not None and not _counted(removed, "demonstrations", _against_edit(one))
-    ]
-    together = _families_together(
-        [(one.preference.family, one.messages or ()) for one in kept]
-        + [(one.interaction.family, one.interaction.messages) for one in approved]
-        + [(one.family, one.messages) for one in prompts]
-    )
-    split = {family: _split(root, seed, fractions) for family, root in together.items()}
-    held = _HeldOut(held_out.families, frozenset(question_sha256(one) for one in held_out.messages), split)
-    kept = [one for one in kept if held.admits(removed, "preferences", one.preference.family, one.messages or ())]
-    approved = [
-        one
-        for one in approved
-        if held.admits(removed, "demonstrations", one.interaction.family, one.interaction.messages)
-    ]
-    usable = [one for one in prompts if held.admits(removed, "prompts", one.family, one.messages)]
-    unique = {one.prompt_sha256: one for one in sorted(usable, key=lambda one: one.family, reverse=True)}
-    removed["prompts: seen before"] = len(usable) - len(unique)
-    methods = Counter(f"{row.preference.source}/{row.preference.method}" for row in kept)
-    return _Rows(
-        preferences=[_preference_row(one, split) for one in kept],
-        demonstrations=[_demonstration_row(one, split) for one in approved],
-        prompts=[
-            PromptRow(prompt_id=f"pmt_{digest[:20]}", family=one.family, split=split[one.family], messages=one.messages)
-            for digest, one in unique.items()
-        ],
-        conclusions=dict(sorted(methods.items())),
-    )
+    annotators: dict[str, list[str]] = {}
+    if pool.curation.max_per_annotator:
+        for vote in sources.cast(tx, project_id):
+            annotators.setdefault(vote.comparison_id, []).append(vote.annotator_id)
+    for one in sources.evidence(tx, project_id):
+        preference = one.preference
+        why = _against_preference(one, standing)
+        if why is not None:
+            pool.tally.remove(PREFERENCES, why, preference.id)
+            continue
+        assert one.messages is not None  # _against_preference lets nothing else through
+        of = preference.comparison_id
+        yield (
+            Candidate(
+                id=preference.id,
+                family=preference.family,
+                question=question_sha256(one.messages),
+                conversation=one.conversation_id,
+                actor=one.actor,
+                annotators=tuple(sorted(set(annotators.get(of or "", ())))),
+                source=str(preference.source),
+                method=f"{preference.source}/{preference.method}",
+                batch=one.batch,
+                models=one.models,
+                active=one.reason is not None and one.reason not in UNCHOSEN,
+                slice=_slice(one.attributes, pool.curation.stratify_by),
+                probability=preference.probability,
+                weight=preference.weight,
+                sides=(preference.chosen_response_id, preference.rejected_response_id),
+                group=None if of is None else (of, preference.criterion),
+            ),
+            {
+                "preference_id": preference.id,
+                "comparison_id": of or "",
+                "criterion": preference.criterion,
+                "family": preference.family,
+                "messages": one.messages,
+                "chosen": one.chosen,
+                "rejected": one.rejected,
+                "probability": preference.probability,
+                "weight": preference.weight,
+                "source": str(preference.source),
+                "chosen_finished": one.chosen_finish_reason != CUT_OFF,
+                "rejected_finished": one.rejected_finish_reason != CUT_OFF,
+            },
+        )
 
 
-# --- filters: each returns why a row may not enter, or None ------------------------------------------------------------------
+def _demonstrations(conclusions: Sequence[_Conclusion], pool: Pool) -> Iterator[tuple[Candidate, dict[str, Any]]]:
+    for one in conclusions:
+        if one.edited is None:
+            continue
+        id, asked = "dem_" + one.feedback.id.partition("_")[2], one.interaction
+        if not one.edited.text.strip():
+            pool.tally.remove(DEMONSTRATIONS, "empty text", id)
+            continue
+        yield (
+            Candidate(
+                id=id,
+                family=asked.family,
+                question=question_sha256(asked.messages),
+                conversation=asked.conversation_id,
+                actor=one.feedback.actor,
+                models=one.models,
+                source=str(PreferenceSource.EDIT),
+                slice=_slice(asked.attributes, pool.curation.stratify_by),
+                weight=1.0,
+            ),
+            {
+                "demonstration_id": id,
+                "family": asked.family,
+                "messages": asked.messages,
+                "response": one.edited.text,
+                "source": str(PreferenceSource.EDIT),
+            },
+        )
 
 
-@dataclass(frozen=True)
-class _HeldOut:
-    """What evaluations ask about. An evaluation may draw from the test split, so there its rows stay."""
+def _prompts(tx: Transaction, project_id: str, stratify_by: str) -> Iterator[tuple[Candidate, dict[str, Any]]]:
+    for one in sources.prompts(tx, project_id):
+        id = f"pmt_{one.prompt_sha256[:20]}"
+        yield (
+            Candidate(
+                id=id,
+                family=one.family,
+                question=question_sha256(one.messages),
+                conversation=one.conversation_id,
+                actor=one.actor,
+                slice=_slice(one.attributes, stratify_by),
+            ),
+            {"prompt_id": id, "family": one.family, "messages": one.messages},
+        )
 
-    families: frozenset[str]
-    questions: frozenset[str]  # question_sha256 of their prompts
-    split: Mapping[str, str]  # of each family
 
-    def admits(self, removed: Counter[str], table: str, family: str, messages: Sequence[Message]) -> bool:
-        if self.split[family] == "test":
-            return True
-        if family not in self.families and question_sha256(messages) not in self.questions:
-            return True
-        removed[f"{table}: held out by an evaluation"] += 1
-        return False
+def _thumbs(tx: Transaction, project_id: str, pool: Pool) -> Iterator[tuple[Candidate, dict[str, Any]]]:
+    for one in sources.thumbs(tx, project_id):
+        why = None if one.training_use is TrainingUse.ALLOWED else "consent is not allowed"
+        why = why or (None if one.text.strip() else "empty text")
+        if why is not None:
+            pool.tally.remove(THUMBS, why, one.feedback_id)
+            continue
+        yield (
+            Candidate(
+                id=one.feedback_id,
+                family=one.family,
+                question=question_sha256(one.messages),
+                conversation=one.conversation_id,
+                actor=one.actor,
+                source="thumb",
+                models=(one.model,),
+                slice=_slice(one.attributes, pool.curation.stratify_by),
+            ),
+            {
+                "thumb_id": one.feedback_id,
+                "family": one.family,
+                "messages": one.messages,
+                "response": one.text,
+                "up": one.up,
+                "response_finished": one.finish_reason != CUT_OFF,
+            },
+        )
+
+
+def _slice(attributes: Mapping[str, Any], stratify_by: str) -> str:
+    return str(attributes.get(stratify_by, "")) if stratify_by else ""
 
 
 def _against_preference(one: sources.Evidence, standing: set[str]) -> str | None:
@@ -224,91 +347,24 @@ def _against_preference(one: sources.Evidence, standing: set[str]) -> str | None
     return None
 
 
-def _against_edit(one: _Conclusion) -> str | None:
-    if one.edited is None or not one.edited.text.strip():
-        return "empty text"
-    return None
-
-
-def _counted(removed: Counter[str], table: str, why: str | None) -> bool:
-    if why is None:
-        return False
-    removed[f"{table}: {why}"] += 1
-    return True
-
-
-# --- splits ------------------------------------------------------------------------------------------------------------------
-
-
-def _families_together(rows: Iterable[tuple[str, Sequence[Message]]]) -> dict[str, str]:
-    """family -> the name that stands for it: the first by name among those linked by a shared question (union-find)."""
-    parent: dict[str, str] = {}
-
-    def root(family: str) -> str:
-        while parent[family] != family:
-            parent[family] = parent[parent[family]]
-            family = parent[family]
-        return family
-
-    first_with: dict[str, str] = {}
-    for family, messages in rows:
-        parent.setdefault(family, family)
-        other = first_with.setdefault(question_sha256(messages), family)
-        one, two = sorted((root(family), root(other)))
-        parent[two] = one
-    return {family: root(family) for family in parent}
-
-
-def _split(family: str, seed: int, fractions: Sequence[float]) -> str:
-    place = int.from_bytes(hashlib.sha256(f"{seed}:{family}".encode()).digest()[:8]) / 2**64
-    if place < fractions[0]:
-        return SPLITS[0]
-    return SPLITS[1] if place < fractions[0] + fractions[1] else SPLITS[2]
-
-
-def _by_split(rows: Sequence[PreferenceRow | DemonstrationRow | PromptRow]) -> dict[str, int]:
-    counts = Counter(row.split for row in rows)
-    return {split: counts[split] for split in SPLITS}
-
-
-def _preference_row(one: sources.Evidence, split: dict[str, str]) -> PreferenceRow:
-    preference = one.preference
-    assert one.messages is not None
-    assert one.chosen is not None
-    assert one.rejected is not None  # the filters let nothing else through
-    return PreferenceRow(
-        preference_id=preference.id,
-        comparison_id=preference.comparison_id or "",
-        criterion=preference.criterion,
-        family=preference.family,
-        split=split[preference.family],
-        messages=one.messages,
-        chosen=one.chosen,
-        rejected=one.rejected,
-        probability=preference.probability,
-        weight=preference.weight,
-        source=preference.source,
-        chosen_finished=one.chosen_finish_reason != CUT_OFF,
-        rejected_finished=one.rejected_finish_reason != CUT_OFF,
-    )
-
-
-def _demonstration_row(one: _Conclusion, split: dict[str, str]) -> DemonstrationRow:
-    assert one.edited is not None
-    return DemonstrationRow(
-        demonstration_id="dem_" + one.feedback.id.partition("_")[2],
-        family=one.interaction.family,
-        split=split[one.interaction.family],
-        messages=one.interaction.messages,
-        response=one.edited.text,
-        source=PreferenceSource.EDIT,
-    )
+def _single_votes(tx: Transaction, project_id: str, pool: Pool) -> Iterator[VoteRow]:
+    """Who said what about the Preferences that were admitted, so consent and purpose are theirs. "Both bad" and skips are no votes."""
+    of = {one.group: one for one in pool.kept(PREFERENCES) if one.group is not None}
+    for vote in sources.cast(tx, project_id) if of else ():
+        about = of.get((vote.comparison_id, vote.criterion))
+        if about is None or about.sides is None:
+            continue
+        names = dict(zip(about.sides, ("chosen", "rejected"), strict=True))
+        choice = "tie" if vote.verdict is Verdict.TIE else names.get(vote.choice or "")
+        if choice is not None:
+            who = sha256_of([project_id, vote.annotator_id])[:12]
+            yield VoteRow(about.id, vote.comparison_id, f"annotator-{who}", choice, vote.seconds)
 
 
 # --- edits and choices -------------------------------------------------------------------------------------------------------
 
 
-def _conclude_feedback(tx: Transaction, project_id: str, removed: Counter[str]) -> list[_Conclusion]:
+def _conclude_feedback(tx: Transaction, project_id: str, tally: Tally) -> list[_Conclusion]:
     """What stands of edits and choices, as Preferences: edit over original, chosen over each other answer shown.
 
     Ids derive from the feedback's, so that a second freeze finds what the first one wrote and adds only what is new. Preferences of
@@ -318,7 +374,7 @@ def _conclude_feedback(tx: Transaction, project_id: str, removed: Counter[str]) 
     for feedback in current(tx, project_id, (FeedbackKind.EDIT, FeedbackKind.CHOICE)):
         interaction = tx.get(Interaction, feedback.interaction_id)
         if interaction.training_use is not TrainingUse.ALLOWED:
-            removed[f"{feedback.kind}s of users: consent is not allowed"] += 1
+            tally.remove(f"{feedback.kind}s of users", "consent is not allowed", feedback.id)
             continue
         shown = {one.idx: one for one in shown_responses(tx, interaction.id) or []}
         read = _from_edit if feedback.kind is FeedbackKind.EDIT else _from_choice
@@ -354,7 +410,7 @@ def _from_edit(feedback: Feedback, interaction: Interaction, shown: dict[int, Re
         created_at=feedback.created_at,
     )
     preference = _preference(feedback, interaction, "prf_" + suffix, edited, original, PreferenceSource.EDIT, 1.0)
-    return _Conclusion(feedback, interaction, (preference,), edited)
+    return _Conclusion(feedback, interaction, (preference,), edited, (original.model,))
 
 
 def _from_choice(feedback: Feedback, interaction: Interaction, shown: dict[int, Response]) -> _Conclusion | None:

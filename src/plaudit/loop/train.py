@@ -8,14 +8,17 @@ whose holder died is taken over and continues in the same folder, where the prog
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ from plaudit.domain import (
     utc_now,
 )
 from plaudit.errors import Conflict, PlauditError
+from plaudit.learn.configs import function_names
 from plaudit.loop import programs, run_files
 from plaudit.store.database import Store
 
@@ -43,6 +47,28 @@ LEASE = timedelta(seconds=30)
 def run_key(step: str, config: Mapping[str, Any], inputs: Mapping[str, Any], code_version: str = CODE_VERSION) -> str:
     """What makes two Runs the same: sha256 over step, code version, config and inputs."""
     return artifacts.sha256_of([step, code_version, dict(config), dict(inputs)])
+
+
+def with_sources(config: Mapping[str, Any], inputs: Mapping[str, Any]) -> Json:
+    """`inputs`, and the sha256 of the file of each own function that the config's reward names; as they are where it names none.
+
+    A file is found where the program will import it from, without importing anything; "" where it is not: the program says why.
+    """
+    names = function_names(config.get("reward"))
+    return {**inputs, "functions": {name: _source_sha256(name) for name in names}} if names else dict(inputs)
+
+
+def _source_sha256(function: str) -> str:
+    importlib.invalidate_caches()  # a file may be younger than the last look at its folder
+    places, found = [str(Path.cwd()), *sys.path], None
+    parts = function.partition(":")[0].split(".")
+    for depth in range(len(parts)):
+        found = PathFinder.find_spec(".".join(parts[: depth + 1]), places)
+        if found is None:
+            return ""
+        places = list(found.submodule_search_locations or [])
+    origin = found.origin if found is not None else None
+    return artifacts.sha256_file(Path(origin)) if origin is not None and Path(origin).is_file() else ""
 
 
 def claim(
@@ -99,6 +125,7 @@ def enqueue(
     store: Store, project_id: str, step: str, config: Json, inputs: Json, runs_folder: Path, now: datetime
 ) -> Run:
     """Leave a training Run to the worker; the Run with the same key where there is one."""
+    inputs = with_sources(config, inputs)
     key = run_key(step, config, inputs)
     with store.write() as tx:
         known = tx.first(Run, project_id=project_id, key=key)
@@ -187,11 +214,13 @@ def run_training(
 ) -> Run:
     """Run one learn program to its end and register what it made; the Run's outputs are `checkpoint_id` and the figures of `result.json`.
 
-    `config`: fields of `learn.configs.PROGRAMS[step]`. `inputs`: ids the Run depends on (lineage; `parent_id` goes into the Checkpoint).
+    `config`: fields of `learn.configs.PROGRAMS[step]`. `inputs`: ids the Run depends on (lineage; `parent_id` goes into the Checkpoint);
+    the source of own reward functions is added (`with_sources`), so that a changed function is another Run.
     `on_progress` gets every line of metrics.jsonl, after a resume also those of the attempt before; `on_note` what the program is at
     between them. Raises the program's own PlauditError, TrainingStopped where it died otherwise, Conflict while another process does
     it. Interrupted, or told to `stop` (then KeyboardInterrupt), it ends the program and gives the lease back.
     """
+    inputs = with_sources(config, inputs)
     claimed = claim(
         store,
         project_id,

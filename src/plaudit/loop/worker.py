@@ -15,10 +15,20 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from plaudit.domain import Checkpoint, CheckpointKind, Measurement, Project, Run, RunState, utc_now
-from plaudit.errors import Conflict, NotFound
+from plaudit.domain import (
+    Checkpoint,
+    CheckpointKind,
+    Erasure,
+    ErasureReason,
+    Measurement,
+    Project,
+    Run,
+    RunState,
+    utc_now,
+)
+from plaudit.errors import ConfigError, Conflict, NotFound
 from plaudit.learn.configs import PROGRAMS
-from plaudit.loop import monitor, pipeline, release, train
+from plaudit.loop import abuse, anchors, erasure, monitor, pipeline, release, train, webhooks
 from plaudit.settings import Settings
 from plaudit.store.database import Store
 from plaudit.store.monitoring import Answer
@@ -30,18 +40,34 @@ TICK_S = 0.5
 STOP_S = 10.0
 WINDOW_INTERACTIONS = 50  # that close a window
 WINDOW_MAX = timedelta(hours=1)
+RETAIN_EVERY = timedelta(days=1)  # each time the store's file is rewritten
+ON_ABUSE = ("show", "quarantine")
+SUSPECT_WINDOW = timedelta(hours=1)
 SAMPLE = 64  # answers of a window that are scored
+# Nobody waits for a monitor's scores: where the cores are busy, answers come first.
+BACKGROUND = ("nice", "-n", "10", *train.PROGRAM)
 TRAINING_STEPS = tuple(name for name in PROGRAMS if name != "score")
 
 
 def run(settings: Settings, store: Store, stop: threading.Event) -> None:
-    """Work until `stop` is set. Safe beside other workers: Runs are leased, rollbacks lose their race with a Conflict."""
+    """Work until `stop` is set. Safe beside other workers: Runs are leased, rollbacks lose their race with a Conflict. Raises ConfigError."""
+    if settings.on_abuse not in ON_ABUSE:
+        raise ConfigError(f"on_abuse is {settings.on_abuse!r}; choose show or quarantine.")
     labour = threading.Thread(target=_labour, args=(settings, store, stop), name="labour", daemon=True)
     labour.start()
+    messenger = threading.Thread(target=_tell, args=(store, stop), name="messenger", daemon=True)
+    messenger.start()
     while not stop.wait(GUARD_S):  # a thread of its own: a training run may take hours, a harmful candidate may not
         for project in store.find(Project):
             _duty("guard", lambda p=project: guard(store, p.id))  # type: ignore[misc]
     labour.join(timeout=STOP_S)  # what still works then is killed with this process, and its Run is taken over later
+
+
+def _tell(store: Store, stop: threading.Event) -> None:
+    """Webhooks, in a thread of their own: neither a training run nor a receiver that is slow to answer holds up the other."""
+    while not stop.wait(GUARD_S):
+        for project in store.find(Project):
+            _duty("webhooks", lambda p=project: webhooks.deliver(store, p.id, utc_now()))  # type: ignore[misc]
 
 
 def _labour(settings: Settings, store: Store, stop: threading.Event) -> None:
@@ -53,6 +79,8 @@ def _labour(settings: Settings, store: Store, stop: threading.Event) -> None:
         for project in store.find(Project):
             if monitors:
                 _duty("monitor", lambda p=project: monitor_once(settings, store, p.id, owner))  # type: ignore[misc]
+                _duty("clean", lambda p=project: clean(settings, store, p.id, utc_now()))  # type: ignore[misc]
+                _duty("anchor", lambda p=project: anchor(settings, store, p.id))  # type: ignore[misc]
                 measured = time.monotonic()
             _duty("queue", lambda p=project: take_queued(settings, store, p.id, owner, stop))  # type: ignore[misc]
 
@@ -75,7 +103,7 @@ def monitor_once(
     owner: str,
     now: datetime | None = None,
     force: bool = False,
-    program: tuple[str, ...] = train.PROGRAM,
+    program: tuple[str, ...] = BACKGROUND,
 ) -> list[Measurement]:
     """Measure the window since the last one, if it is worth it (or `force`), and let the rules judge. [] where it is not yet."""
     now = now or utc_now()
@@ -93,13 +121,32 @@ def monitor_once(
     return rows
 
 
+def clean(settings: Settings, store: Store, project_id: str, now: datetime) -> None:
+    """What the settings want gone or held: old content, tainted content whose time has come, feedback that looks like abuse."""
+    aged = store.first(Erasure, project_id=project_id, reason=ErasureReason.AGE)
+    if settings.retention_days > 0 and (aged is None or now - aged.created_at >= RETAIN_EVERY):
+        erasure.retain(store, settings.home, project_id, settings.retention_days, now)
+    for id in erasure.purge(store, project_id, now):
+        log.warning("purged: %s", id)
+    erasure.compact(store, project_id, now)
+    if settings.on_abuse == "quarantine":
+        for held in abuse.quarantine_suspects(store, project_id, now - SUSPECT_WINDOW, now):
+            log.warning("quarantined %s: %s", held.id, held.reason)
+
+
+def anchor(settings: Settings, store: Store, project_id: str) -> None:
+    """Sign the audit log's head outside the store, where it has moved."""
+    file = anchors.file_of(settings.home, settings.audit_anchor)
+    anchors.anchor(store, project_id, settings.home, file, utc_now())
+
+
 def score_answers(
     home: Path,
     store: Store,
     project_id: str,
     answers: list[Answer],
     owner: str,
-    program: tuple[str, ...] = train.PROGRAM,
+    program: tuple[str, ...] = BACKGROUND,
 ) -> Mapping[str, Mapping[str, float]]:
     """Response id -> `score` by the newest reward Checkpoint, and `kl` to the base for answers of our own policies. Empty before there is a
     reward model, and while something trains."""
@@ -112,13 +159,16 @@ def score_answers(
         return {}
     reward = release.verified_checkpoint(store, rewards[-1].id)
     found: dict[str, dict[str, float]] = {}
-    for checkpoint_id in sorted({answer.checkpoint_id or "" for answer in answers}):
-        mine = [answer for answer in answers if (answer.checkpoint_id or "") == checkpoint_id]
+    policies = sorted({answer.checkpoint_id for answer in answers if answer.checkpoint_id})
+    for place, checkpoint_id in enumerate(policies or [""]):
+        # The base's answers go along with the first policy's, marked as not its own: a second process would load the model again.
+        mine = [a for a in answers if a.checkpoint_id == checkpoint_id or (place == 0 and not a.checkpoint_id)]
         config = {"base": str(base), "reward": reward.folder, "measures": ["score"]}
         if checkpoint_id:
             policy = release.verified_checkpoint(store, checkpoint_id)
             config |= {"policy": policy.folder, "measures": ["score", "kl"]}
-        rows = monitor.score_rows(mine)
+        own = [bool(answer.checkpoint_id) for answer in mine]
+        rows = [row | {"by_policy": said} for row, said in zip(monitor.score_rows(mine), own, strict=True)]
         run = pipeline.score(store, project_id, home, "monitor", rows, config, owner, program)
         for line in train.read_scores(run):
             found[line["id"]] = {name: line[name] for name in ("score", "kl") if name in line}

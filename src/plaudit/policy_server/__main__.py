@@ -57,6 +57,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-rows", type=int, default=128, help="responses sampled at the same time")
     parser.add_argument("--max-context", type=int, default=2048, help="tokens of prompt and response together")
     parser.add_argument("--max-waiting", type=int, default=1024, help="responses that may wait; more get 503")
+    parser.add_argument(
+        "--prompt-cache-mb", type=int, default=512, help="memory for prompts that may be asked again; 0 keeps none"
+    )
+    parser.add_argument(
+        "--logprobs-mode",
+        choices=("raw_logprobs", "processed_logprobs"),
+        default="raw_logprobs",
+        help="log-probs of the model itself, or of the distribution after temperature, top_k, top_p and penalties",
+    )
     return parser.parse_args(arguments)
 
 
@@ -81,6 +90,8 @@ def _serve(options: argparse.Namespace) -> None:
         max_rows=options.max_rows,
         max_context=options.max_context,
         max_waiting=options.max_waiting,
+        prompt_cache_bytes=options.prompt_cache_mb * 1_000_000,
+        processed_logprobs=options.logprobs_mode == "processed_logprobs",
     )
     config = uvicorn.Config(
         create_app(policy), log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_S, lifespan="on"

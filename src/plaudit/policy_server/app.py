@@ -1,7 +1,7 @@
-"""The policy server's routes: OpenAI's chat completions and models, vLLM's adapter routes, a health check.
+"""The policy server's routes: OpenAI's chat completions, completions and models, vLLM's adapter routes, a health check.
 
 Answers differ from a vendor's in two ways: a token in `logprobs` also carries its `token_id`, and the stop token is one of them (it was
-sampled, and monitoring wants its probability). Where a stop string cut the text, `logprobs` holds every token that was sampled.
+sampled, and monitoring wants its probability). Where a stop string cut the text, `logprobs` and `token_ids` hold every token that was sampled.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,10 @@ from plaudit.learn import checkpoint
 from plaudit.learn.nets import Adapter, Decoder, Shape
 from plaudit.learn.rollout import Sampling
 from plaudit.learn.tokens import ChatTokenizer
+from plaudit.policy_server import answers, requests
+from plaudit.policy_server.answers import Reply
 from plaudit.policy_server.engine import Adapters, Engine, Job, Piece
+from plaudit.policy_server.requests import Asked
 
 DEFAULT_MAX_TOKENS = 256  # where the request does not say
 MAX_BODY_BYTES = 4_000_000
@@ -46,99 +49,89 @@ class PolicyServer:
         max_rows: int = 128,
         max_context: int = 2048,
         max_waiting: int = 1024,
+        prompt_cache_bytes: int = 0,
+        processed_logprobs: bool = False,
     ) -> None:
         self.base, self.config = base, decoder.config
         self.max_context = min(max_context, decoder.config.max_positions)
         self.tokenizer = ChatTokenizer.load(base)
-        self.engine = Engine(
-            decoder, self.tokenizer, max_rows, max_waiting, cache_tokens=protocol.MAX_N * self.max_context
-        )
+        self.processed_logprobs = processed_logprobs
+        cache_tokens = protocol.MAX_N * self.max_context
+        self.engine = Engine(decoder, self.tokenizer, max_rows, max_waiting, cache_tokens, prompt_cache_bytes)
         self.adapters = Adapters(name)
         self.started_at = int(time.time())
         for adapter_name, path in (adapters or {}).items():
             self.adapters.add(adapter_name, read_adapter(path, base, decoder.config))
 
-    def job(self, request: protocol.ChatRequest) -> Job:
-        """Render and check a request. Raises NotFound (model), BadInput (context, template)."""
-        adapter = self.adapters.find(request.model)
-        messages = [
-            {**message, "content": protocol.text_of(message), "role": _role(message["role"])}
-            for message in request.messages
-        ]
-        ids = self.tokenizer.render(messages)
-        room = self.max_context - len(ids)
-        limit = request.max_tokens or min(DEFAULT_MAX_TOKENS, room)
+    def prompt_ids(self, asked: Asked) -> list[list[int]]:
+        """Chat messages rendered, text encoded, token ids as they came. Raises BadInput (template, a prompt without tokens)."""
+        if asked.prompts is None:
+            messages = [
+                {**message, "content": protocol.text_of(message), "role": _role(message["role"])}
+                for message in asked.chat.messages
+            ]
+            return [self.tokenizer.render(messages)]
+        found = [self.tokenizer.encode(one) if isinstance(one, str) else list(one) for one in asked.prompts]
+        if not all(found):
+            raise BadInput("`prompt` has no token; give at least one.")
+        return found
+
+    def jobs(self, asked: Asked, prompts: list[list[int]]) -> list[Job]:
+        """One for each prompt, all with one queue. Raises NotFound (model), BadInput (context)."""
+        chat = asked.chat
+        adapter = self.adapters.find(chat.model)
+        room = self.max_context - max(map(len, prompts))
+        limit = chat.max_tokens or min(DEFAULT_MAX_TOKENS, room)
         if limit > room or room < 1:
             raise BadInput(
-                f"The prompt has {len(ids)} tokens and {request.max_tokens or 1} were asked for; this server's context "
+                f"The prompt has {self.max_context - room} tokens and {chat.max_tokens or 1} were asked for; this server's context "
                 f"is {self.max_context} tokens together, so shorten the messages or ask for fewer tokens."
             )
         sampling = Sampling(
             max_new_tokens=limit,
-            temperature=1.0 if request.temperature is None else request.temperature,
-            top_p=1.0 if request.top_p is None else request.top_p,
-            seed=secrets.randbits(63) if request.seed is None else request.seed,
-            logprobs=request.top_logprobs if request.logprobs else None,
+            temperature=1.0 if chat.temperature is None else chat.temperature,
+            top_k=asked.top_k,
+            top_p=1.0 if chat.top_p is None else chat.top_p,
+            seed=secrets.randbits(63) if chat.seed is None else chat.seed,
+            logprobs=asked.logprobs,
+            processed=self.processed_logprobs,
+            presence_penalty=asked.presence_penalty,
+            frequency_penalty=asked.frequency_penalty,
+            logit_bias=asked.logit_bias,
+            stop_ids=asked.stop_token_ids,
+            ignore_stop=asked.ignore_eos,
         )
-        return Job(
-            ids, request.n, sampling, request.stop, adapter, stream=request.stream, loop=asyncio.get_running_loop()
-        )
+        loop, pieces = asyncio.get_running_loop(), asyncio.Queue[Piece | PlauditError]()
+        return [
+            Job(ids, chat.n, sampling, chat.stop, adapter, chat.stream, loop, pieces, first=place * chat.n)
+            for place, ids in enumerate(prompts)
+        ]
 
     # --- routes -----------------------------------------------------------------------------------------------------------
 
     async def chat(self, http: Request) -> Response:
-        request = protocol.parse_chat_request(await _body(http))
-        job = self.job(request)
-        self.engine.submit(job)
-        id, created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
-        if request.stream:
-            chunks = self._stream(request, job, id, created)
-            try:
-                # Awaited before the 200 is committed: an error up to here still gets its own status.
-                first = await anext(chunks)
-            except BaseException:
-                job.cancel()
-                raise
-            return StreamingResponse(_rest(first, chunks), headers=protocol.SSE_HEADERS, media_type="text/event-stream")
-        pieces = await _unless_gone(http, job)
-        choices = [
-            protocol.choice(piece.index, piece.text, piece.finish_reason, _logprobs(request, piece)) for piece in pieces
-        ]
-        counts = protocol.usage(len(job.prompt_ids), sum(piece.n_tokens for piece in pieces))
-        return JSONResponse(protocol.completion(id, created, request.model, choices, counts))
+        """OpenAI's chat completions."""
+        return await self._answer(http, requests.read_chat(await _body(http), self.config.vocab_size), "chatcmpl")
 
-    async def _stream(self, request: protocol.ChatRequest, job: Job, id: str, created: int) -> AsyncIterator[bytes]:
-        """Events of one request. An error before the first piece is raised; one after it ends the stream without [DONE]."""
-        counts: dict[int, int] = {}
-        open_choices, begun = set(range(job.n)), False
+    async def completions(self, http: Request) -> Response:
+        """OpenAI's completions: the prompt as text, or as token ids that are sampled from as they are."""
+        return await self._answer(http, requests.read_completion(await _body(http), self.config.vocab_size), "cmpl")
+
+    async def _answer(self, http: Request, asked: Asked, prefix: str) -> Response:
+        prompts = self.prompt_ids(asked)
+        jobs = self.jobs(asked, prompts)
+        reply = Reply(asked, tuple(map(tuple, prompts)), f"{prefix}-{secrets.token_hex(12)}", int(time.time()))
+        self.engine.submit(*jobs)
+        if not asked.chat.stream:
+            return JSONResponse(answers.whole(reply, await _unless_gone(http, jobs)))
+        chunks = _stream(reply, jobs)
         try:
-            while open_choices:
-                piece = await job.pieces.get()
-                if isinstance(piece, PlauditError):
-                    if not begun:
-                        raise piece
-                    yield protocol.error_event(piece)
-                    return
-                begun = True
-
-                def chunk(delta: dict[str, Any], reason: str | None, logprobs: Any, at: int = piece.index) -> bytes:
-                    return protocol.event(protocol.chunk(id, created, request.model, at, delta, reason, logprobs))
-
-                if piece.index not in counts:
-                    yield chunk({"role": "assistant", "content": ""}, None, None)
-                counts[piece.index] = piece.n_tokens
-                logprobs = _logprobs(request, piece)
-                if piece.text or piece.logprobs:
-                    yield chunk({"content": piece.text}, None, logprobs)
-                if piece.finish_reason is not None:
-                    yield chunk({}, piece.finish_reason, None)
-                    open_choices.discard(piece.index)
-            if request.include_usage:
-                total = protocol.usage(len(job.prompt_ids), sum(counts.values()))
-                yield protocol.event(protocol.usage_chunk(id, created, request.model, total))
-            yield protocol.DONE
-        finally:
-            job.cancel()  # a client that left; nothing to cancel where all choices have ended
+            # Awaited before the 200 is committed: an error up to here still gets its own status.
+            first = await anext(chunks)
+        except BaseException:
+            _cancel(jobs)
+            raise
+        return StreamingResponse(_rest(first, chunks), headers=protocol.SSE_HEADERS, media_type="text/event-stream")
 
     async def models(self, _: Request) -> Response:
         return JSONResponse(protocol.model_list(self.adapters.names(), self.started_at))
@@ -148,20 +141,31 @@ class PolicyServer:
         return JSONResponse({"status": "ok" if alive else "stopped", **self.engine.load}, 200 if alive else 503)
 
     async def load_adapter(self, http: Request) -> Response:
-        """vLLM's route: 200 with a sentence, 400 (fields, another base, a name in use), 404 (no such folder)."""
-        name, path = await _fields(http, "lora_name", "lora_path")
-        if self.adapters.has(name):
-            raise BadInput(f"The lora adapter {name!r} has already been loaded; unload it first.")
+        """vLLM's route: 200 with a sentence, 400 (fields, another base, a name in use), 404 (no such folder).
+
+        `load_inplace`: true exchanges an adapter of that name: requests from now on sample with the new one, running ones end as they began.
+        """
+        body = await _body(http)
+        name, path = _fields(body, "lora_name", "lora_path")
+        inplace = body.get("load_inplace", False)
+        if not isinstance(inplace, bool):
+            raise BadInput(f"'load_inplace' is {inplace!r}; it must be true or false.")
+        if name == self.adapters.base_name or (self.adapters.has(name) and not inplace):
+            raise BadInput(
+                f"The lora adapter {name!r} has already been loaded; to load it again in its place, set 'load_inplace' to true."
+            )
         try:
             adapter = await run_in_threadpool(read_adapter, Path(path), self.base, self.config)
         except Corrupt as error:
             raise BadInput(error.message) from error  # the caller named the folder; vLLM says 400 too
-        self.adapters.add(name, adapter)
+        before = self.adapters.add(name, adapter)
+        if before is not None:
+            self.engine.forget(before)
         return PlainTextResponse(f"Success: LoRA adapter {name!r} added successfully.")
 
     async def unload_adapter(self, http: Request) -> Response:
         """vLLM's route: 200 with a sentence, 400 (fields), 404 (not loaded)."""
-        (name,) = await _fields(http, "lora_name")
+        (name,) = _fields(await _body(http), "lora_name")
         if name == self.adapters.base_name or not self.adapters.has(name):
             raise NotFound(f"The lora adapter {name!r} was not found; loaded are {self.adapters.names()[1:]}.")
         self.engine.forget(self.adapters.remove(name))
@@ -182,6 +186,7 @@ def create_app(server: PolicyServer) -> Starlette:
     return Starlette(
         routes=[
             Route("/v1/chat/completions", server.chat, methods=["POST"]),
+            Route("/v1/completions", server.completions, methods=["POST"]),
             Route("/v1/models", server.models),
             Route("/v1/load_lora_adapter", server.load_adapter, methods=["POST"]),
             Route("/v1/unload_lora_adapter", server.unload_adapter, methods=["POST"]),
@@ -219,8 +224,7 @@ async def _body(http: Request) -> Any:
         raise BadInput(f"The body is not JSON ({error}).") from error
 
 
-async def _fields(http: Request, *names: str) -> list[str]:
-    body = await _body(http)
+def _fields(body: Any, *names: str) -> list[str]:
     values = [body.get(name) if isinstance(body, dict) else None for name in names]
     for name, value in zip(names, values, strict=True):
         if not isinstance(value, str) or not value:
@@ -228,8 +232,8 @@ async def _fields(http: Request, *names: str) -> list[str]:
     return [str(value) for value in values]
 
 
-async def _unless_gone(http: Request, job: Job) -> list[Piece]:
-    """The last piece of each choice, in order. A client that disconnects cancels the job."""
+async def _unless_gone(http: Request, jobs: Sequence[Job]) -> list[Piece]:
+    """The last piece of each choice, in order. A client that disconnects cancels the jobs."""
 
     async def gone() -> None:
         while (await http.receive())["type"] != "http.disconnect":
@@ -238,8 +242,8 @@ async def _unless_gone(http: Request, job: Job) -> list[Piece]:
     watch = asyncio.create_task(gone())
     pieces: dict[int, Piece] = {}
     try:
-        while len(pieces) < job.n:
-            wait = asyncio.create_task(job.pieces.get())
+        while len(pieces) < sum(job.n for job in jobs):
+            wait = asyncio.create_task(jobs[0].pieces.get())
             await asyncio.wait((wait, watch), return_when=asyncio.FIRST_COMPLETED)
             if not wait.done():
                 wait.cancel()
@@ -249,11 +253,41 @@ async def _unless_gone(http: Request, job: Job) -> list[Piece]:
                 raise piece
             pieces[piece.index] = piece
     finally:
-        job.cancel()
+        _cancel(jobs)
         watch.cancel()
         with suppress(asyncio.CancelledError):
             await watch
     return [pieces[index] for index in sorted(pieces)]
+
+
+async def _stream(reply: Reply, jobs: Sequence[Job]) -> AsyncIterator[bytes]:
+    """Events of one request. An error before the first piece is raised; one after it ends the stream without [DONE]."""
+    counts: dict[int, int] = {}
+    unfinished = set(range(reply.n_choices))
+    try:
+        while unfinished:
+            piece = await jobs[0].pieces.get()
+            if isinstance(piece, PlauditError):
+                if not counts:
+                    raise piece
+                yield protocol.error_event(piece)
+                return
+            first = piece.index not in counts
+            counts[piece.index] = piece.n_tokens
+            for chunk in answers.chunks(reply, piece, first):
+                yield protocol.event(chunk)
+            if piece.finish_reason is not None:
+                unfinished.discard(piece.index)
+        if reply.asked.chat.include_usage:
+            yield protocol.event(answers.usage_chunk(reply, sum(counts.values())))
+        yield protocol.DONE
+    finally:
+        _cancel(jobs)  # a client that left; nothing to cancel where all choices have ended
+
+
+def _cancel(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        job.cancel()
 
 
 async def _rest(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -263,10 +297,6 @@ async def _rest(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[byt
             yield chunk
     finally:
         await chunks.aclose()  # type: ignore[attr-defined]
-
-
-def _logprobs(request: protocol.ChatRequest, piece: Piece) -> dict[str, Any] | None:
-    return {"content": piece.logprobs, "refusal": None} if request.logprobs else None
 
 
 def _role(role: str) -> str:

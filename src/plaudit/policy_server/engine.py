@@ -35,14 +35,17 @@ class Piece:
 
     index: int
     text: str
+    start: int  # characters of the choice before `text`
+    ids: list[int]  # stop token included; behind a stop string all that were sampled
     logprobs: list[dict[str, Any]]
     finish_reason: str | None
-    n_tokens: int  # of the whole choice so far, stop token included
+    stop_reason: int | str | None  # the request's own stop token or stop string, where one ended it
+    n_tokens: int  # of the whole choice so far
 
 
 @dataclass(eq=False)
 class Job:
-    """One request: n rows of one prompt. Pieces, or the error that ended it, arrive in `pieces`."""
+    """n rows of one prompt. Pieces, or the error that ended it, arrive in `pieces`, which the jobs of one request share."""
 
     prompt_ids: list[int]
     n: int
@@ -52,6 +55,7 @@ class Job:
     stream: bool
     loop: asyncio.AbstractEventLoop
     pieces: asyncio.Queue[Piece | PlauditError] = field(default_factory=asyncio.Queue)
+    first: int = 0  # index of its first choice
     cancelled: bool = False  # set by whoever no longer waits; the worker drops its rows at the next step
 
     def cancel(self) -> None:
@@ -68,6 +72,7 @@ class _Running:
     text: Detokenizer
     logprobs: list[dict[str, Any]] = field(default_factory=list)  # not yet sent
     reported: int = 0  # tokens whose logprobs have been formed
+    sent: int = 0  # tokens that a piece has carried
 
 
 class Engine:
@@ -80,10 +85,12 @@ class Engine:
         max_rows: int = 128,
         max_waiting: int = 1024,
         cache_tokens: int = 32768,
+        prompt_bytes: int = 0,
     ) -> None:
         self.tokenizer = tokenizer
         self.max_rows, self.max_waiting, self.cache_tokens = max_rows, max_waiting, cache_tokens
-        self._loop = DecodeLoop(decoder)
+        self._prompt_bytes = prompt_bytes
+        self._loop = DecodeLoop(decoder, prompt_bytes=prompt_bytes)
         self._decoder = decoder
         self._waiting: deque[Job] = deque()
         self._forget: list[Adapter] = []
@@ -110,18 +117,18 @@ class Engine:
     def load(self) -> dict[str, int]:
         return {"running": len(self._running), "waiting": sum(job.n for job in list(self._waiting))}
 
-    def submit(self, job: Job) -> None:
-        """Queue a job. Raises Unavailable when too much waits already."""
+    def submit(self, *jobs: Job) -> None:
+        """Queue the jobs of a request, all or none. Raises Unavailable when too much waits already."""
         with self._wake:
             if self._stopping:
                 raise Unavailable("The policy server is stopping; ask again in a moment.", retry_after_s=2.0)
             waiting = sum(other.n for other in self._waiting)
-            if waiting + job.n > self.max_waiting:
+            if waiting + sum(job.n for job in jobs) > self.max_waiting:
                 raise Unavailable(
                     f"{waiting} responses wait already, {self.max_waiting} at most may; try again in a few seconds.",
                     retry_after_s=5.0,
                 )
-            self._waiting.append(job)
+            self._waiting.extend(jobs)
             self._wake.notify()
 
     def forget(self, adapter: Adapter) -> None:
@@ -204,16 +211,20 @@ class Engine:
             return None  # decoded once, at the end
         ids = row.ids[:-1] if row.end == "stop" else row.ids
         new = text.push(ids, last=row.end is not None)
-        reason = "stop" if text.stopped else row.end
+        reason = "stop" if text.stop is not None else row.end
         if job.sampling.logprobs is not None:
             fresh = range(running.reported, len(row.ids))
             running.logprobs += [self._logprob(row, place, job.sampling.logprobs) for place in fresh]
             running.reported = len(row.ids)
         if reason is None and (not job.stream or not new):
             return None
-        whole = new if job.stream else text.sent
+        said = new if job.stream else text.sent
         logprobs, running.logprobs = running.logprobs, []
-        return Piece(running.index, whole, logprobs, reason, len(row.ids))
+        fresh_ids, running.sent = row.ids[running.sent :], len(row.ids)
+        by_token = row.ids[-1] if row.end == "stop" and row.ids[-1] in job.sampling.stop_ids else None
+        why = text.stop if text.stop is not None else by_token
+        start = len(text.sent) - len(said)
+        return Piece(job.first + running.index, said, start, fresh_ids, logprobs, reason, why, len(row.ids))
 
     def _logprob(self, row: Row, place: int, n_top: int) -> dict[str, Any]:
         entry = self._entry(row.ids[place], row.logprobs[place])
@@ -235,7 +246,7 @@ class Engine:
             jobs = {running.job: None for running in self._running.values()} | dict.fromkeys(self._waiting)
             self._waiting.clear()
         self._running.clear()
-        self._loop = DecodeLoop(self._decoder)
+        self._loop = DecodeLoop(self._decoder, prompt_bytes=self._prompt_bytes)
         for job in jobs:
             _hand_over(job.loop, [(job, error)])
 
@@ -265,9 +276,12 @@ class Adapters:
     def has(self, name: str) -> bool:
         return name in self.names()
 
-    def add(self, name: str, adapter: Adapter) -> None:
+    def add(self, name: str, adapter: Adapter) -> Adapter | None:
+        """Returns the adapter whose place it takes."""
         with self._lock:
+            before = self._loaded.get(name)
             self._loaded = {**self._loaded, name: adapter}
+            return before
 
     def remove(self, name: str) -> Adapter:
         with self._lock:

@@ -8,31 +8,31 @@ HALF = "\ufffd"  # what a decoder writes for bytes that are not a whole characte
 
 
 class Detokenizer:
-    """The text of one response as it grows. `sent` is what has been given out; `stopped` turns True at a stop string."""
+    """The text of one response as it grows. `sent` is what has been given out, `stop` the stop string that ended it."""
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
+    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str] = ()) -> None:
         self._decode = decode
-        self._stop = tuple(stop)
+        self._stops = tuple(stops)
         self._read = 0  # ids whose text is in `_text`
         self._from = 0  # where the window starts that is decoded again, so that joins between tokens come out right
         self._text = ""
         self.sent = ""
-        self.stopped = False
+        self.stop: str | None = None
 
     def push(self, ids: Sequence[int], last: bool) -> str:
         """All ids so far (special ones decode to nothing) -> the text that is new and decided. `last` gives out what was held back."""
-        if self.stopped:
+        if self.stop is not None:
             return ""
         window = self._decode(ids[self._from :])
         if last or not window.endswith(HALF):
             self._text += window[len(self._decode(ids[self._from : self._read])) :]
             self._from, self._read = self._read, len(ids)
         end = len(self._text)
-        found = min((at for at in map(self._text.find, self._stop) if at >= 0), default=-1)
-        if found >= 0:
-            end, self.stopped = found, True
+        found = min(((at, stop) for stop in self._stops if (at := self._text.find(stop)) >= 0), default=None)
+        if found is not None:
+            end, self.stop = found
         elif not last:
-            end -= max((_overlap(self._text, stop) for stop in self._stop), default=0)
+            end -= max((_overlap(self._text, stop) for stop in self._stops), default=0)
         new = self._text[len(self.sent) : end]
         self.sent += new
         return new

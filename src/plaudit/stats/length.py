@@ -51,12 +51,16 @@ def gain_explained_by_length(
 
 
 def length_controlled_win_rate(
-    outcomes: ArrayLike, length_differences: ArrayLike, rng: np.random.Generator, n_resamples: int = 1000
+    outcomes: ArrayLike,
+    length_differences: ArrayLike,
+    rng: np.random.Generator,
+    n_resamples: int = 1000,
+    clusters: ArrayLike | None = None,
 ) -> Interval:
     """Win rate predicted at equal length (Dubois et al. 2024, AlpacaEval 2 without its item term); outcomes (n,) in 0..1, ties .5.
 
     Logistic model logit P(win) = theta + phi tanh(d / sd(d)), with a N(0, 3^2) prior on both so that a clean sweep stays finite; the
-    figure is sigmoid(theta), with a percentile bootstrap over items.
+    figure is sigmoid(theta), with a percentile bootstrap over items, or over whole `clusters` (n,), which `n` then counts.
     """
     y, d = _paired(outcomes, length_differences)
     if y.min() < 0 or y.max() > 1:
@@ -64,8 +68,12 @@ def length_controlled_win_rate(
     n = len(y)
     sd = float(d.std())
     x = np.tanh(d / sd) if sd > 0 else np.zeros(n)
-    weights = np.vstack([np.ones(n), rng.multinomial(n, np.full(n, 1 / n), size=n_resamples)])
-    return _interval(special.expit(_logistic_intercepts(x, y, weights)), n)
+    unit = np.arange(n) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    if unit.shape != y.shape:
+        raise BadInput(f"clusters has shape {unit.shape} for {n} values; give one cluster per value.")
+    n_units = int(unit.max()) + 1
+    drawn = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=n_resamples)[:, unit]
+    return _interval(special.expit(_logistic_intercepts(x, y, np.vstack([np.ones(n), drawn]))), n_units)
 
 
 def _logistic_intercepts(x: Floats, y: Floats, weights: Floats, prior_sd: float = 3.0) -> Floats:

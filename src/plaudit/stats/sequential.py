@@ -31,6 +31,8 @@ EXCESS = np.log([1.1, 1.25, 1.5, 2.0, 3.0, 5.0])
 SRM_CONCENTRATION = 1000.0
 SRM_STOP_E = 1000.0
 SRM_WARN_P = 0.001
+_MAX_LOG_E = 600.0  # an e-value of 1e260 is as good as infinite, and is still a number in JSON
+_MIN_EXPECTED = 5.0  # users an arm below which chi-square is no approximation
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def harm_e_path(in_candidate: ArrayLike, probability: ArrayLike, harm: Harm = "m
         path = np.cumsum(steps, axis=-1) - math.log(len(EXCESS))
         log_e = path if log_e is None else np.logaddexp(log_e, path)
     assert log_e is not None
-    result: Floats = np.exp(log_e)
+    result: Floats = np.exp(np.minimum(log_e, _MAX_LOG_E))
     return result
 
 
@@ -83,7 +85,7 @@ def harm_e_value(n_candidate: ArrayLike, n_events: ArrayLike, probability: Array
         )
     grid = _excess(harm)[:, None]
     per_g = (k * grid - n * np.log1p(w * np.expm1(grid))).sum(axis=1)
-    return float(np.exp(special.logsumexp(per_g) - math.log(len(EXCESS))))
+    return math.exp(min(float(special.logsumexp(per_g)) - math.log(len(EXCESS)), _MAX_LOG_E))
 
 
 def first_per_user(users: ArrayLike) -> NDArray[np.int64]:
@@ -149,31 +151,40 @@ def running_intersection(low: ArrayLike, high: ArrayLike) -> tuple[Floats, Float
 def srm_e_value(counts: ArrayLike, probabilities: ArrayLike, concentration: float = SRM_CONCENTRATION) -> Floats:
     """E-value that users do not arrive in the planned ratio, counts (..., J) -> (...); valid at any look (Lindon & Malek 2022).
 
-    Dirichlet-multinomial with prior `concentration * probabilities` against the multinomial with `probabilities` (J,).
+    Dirichlet-multinomial with prior `concentration * probabilities` against the multinomial with `probabilities` (J,) or (..., J).
     """
     users, planned = np.asarray(counts, dtype=np.float64), np.asarray(probabilities, dtype=np.float64)
-    if planned.ndim != 1 or (planned <= 0).any() or abs(planned.sum() - 1) > 1e-9 or users.shape[-1] != len(planned):
+    if (
+        planned.ndim == 0
+        or (planned <= 0).any()
+        or (np.abs(planned.sum(axis=-1) - 1) > 1e-9).any()
+        or users.shape[-1] != planned.shape[-1]
+    ):
         raise BadInput(f"Planned shares are {planned.tolist()}; give one positive share per arm, summing to 1.")
     prior = concentration * planned
     log_e = special.gammaln(concentration) - special.gammaln(concentration + users.sum(axis=-1))
     log_e = log_e + (special.gammaln(prior + users) - special.gammaln(prior) - users * np.log(planned)).sum(axis=-1)
-    result: Floats = np.exp(log_e)
+    result: Floats = np.exp(np.minimum(log_e, _MAX_LOG_E))
     return result
 
 
 def sample_ratio(counts: ArrayLike, probabilities: ArrayLike) -> SampleRatio:
-    """Sample-ratio check of users per arm, (J,) for one stage or (S, J) stage by stage, all with the same planned shares (J,).
+    """Sample-ratio check of users per arm, (J,) for one stage or (S, J) stage by stage; planned shares (J,), or (S, J) where they changed.
 
-    Count each user once, in the stage that enrolled them. Stages multiply their e-values and add their chi-squares.
+    Count each user once, in the stage that enrolled them. Stages multiply their e-values and add their chi-squares; a stage that expects
+    fewer than five users in an arm is too small for chi-square and counts in the e-value alone.
     """
     users = np.atleast_2d(np.asarray(counts, dtype=np.float64))
-    users = users[users.sum(axis=1) > 0]
+    planned = np.broadcast_to(np.asarray(probabilities, dtype=np.float64), users.shape)
+    planned, users = planned[users.sum(axis=1) > 0], users[users.sum(axis=1) > 0]
     if len(users) == 0:
         raise BadInput("No user has been assigned yet; a sample ratio needs at least one.")
-    e_value = float(np.prod(srm_e_value(users, probabilities)))
-    expected = users.sum(axis=1, keepdims=True) * np.asarray(probabilities, dtype=np.float64)
-    chi_square = float(((users - expected) ** 2 / expected).sum())
-    p = float(special.chdtrc(users.size - len(users), chi_square))
+    e_value = math.exp(min(float(np.log(srm_e_value(users, planned)).sum()), _MAX_LOG_E))
+    expected = users.sum(axis=1, keepdims=True) * planned
+    large = expected.min(axis=1) >= _MIN_EXPECTED
+    chi_square = float(((users[large] - expected[large]) ** 2 / expected[large]).sum())
+    df = int(large.sum()) * (users.shape[1] - 1)
+    p = float(special.chdtrc(df, chi_square)) if df else 1.0
     return SampleRatio(chi_square, p, e_value, e_value >= SRM_STOP_E, int(users.sum()))
 
 

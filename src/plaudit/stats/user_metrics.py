@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -43,9 +43,31 @@ def ratio_difference(
 
     Delta method at the user level (Deng et al. 2018): Var(R) = Var(x_u - R n_u) / (n_users mean(n_u)^2).
     """
-    a, var_a, n_a = _ratio(control_sums, control_counts, "control")
-    b, var_b, n_b = _ratio(candidate_sums, candidate_counts, "candidate")
-    return Difference(b - a, math.sqrt(var_a + var_b), n_a, n_b)
+    return difference(
+        linearised(control_sums, control_counts, "control"), linearised(candidate_sums, candidate_counts, "candidate")
+    )
+
+
+def linearised(sums: ArrayLike, counts: ArrayLike, name: str = "users") -> Floats:
+    """One value per user, (n,), of one arm, whose mean is the arm's rate per message and whose variance is the delta method's.
+
+    R + (x_u - R n_u) / mean(n_u): what CUPED and winsorising of a ratio act on. With one message each it is x_u itself.
+    """
+    x, n = numbers(sums, f"{name} sums", minimum=2), numbers(counts, f"{name} counts", minimum=2)
+    if x.shape != n.shape or (n < 0).any() or n.sum() <= 0:
+        raise BadInput(f"{name}: give one sum and one count >= 0 per user, with at least one message in all.")
+    rate = float(x.sum() / n.sum())
+    values: Floats = rate + (x - rate * n) / n.mean()
+    return values
+
+
+def with_one_more_event(difference: Difference, n_control: float, n_candidate: float) -> Difference:
+    """A difference of rates of yes and no over so many messages in each arm, as uncertain as if each arm had seen one more yes.
+
+    Without it a rate of zero, or of one, looks certain: its plug-in variance is zero. With a dozen events it changes next to nothing.
+    """
+    se = math.sqrt(difference.se**2 + 1 / n_control**2 + 1 / n_candidate**2)
+    return replace(difference, se=se)
 
 
 def stratified(stages: Sequence[Difference]) -> Difference:
@@ -82,12 +104,3 @@ def winsorise(values: ArrayLike, fraction: float = 0.01) -> Floats:
         raise BadInput(f"fraction is {fraction}; cut less than half of the values at either end.")
     low, high = np.quantile(y, [fraction, 1 - fraction])
     return np.clip(y, low, high)
-
-
-def _ratio(sums: ArrayLike, counts: ArrayLike, name: str) -> tuple[float, float, int]:
-    x, n = numbers(sums, f"{name} sums", minimum=2), numbers(counts, f"{name} counts", minimum=2)
-    if x.shape != n.shape or (n < 0).any() or n.sum() <= 0:
-        raise BadInput(f"{name}: give one sum and one count >= 0 per user, with at least one message in all.")
-    rate = float(x.sum() / n.sum())
-    residuals = (x - rate * n) / n.mean()
-    return rate, float(residuals.var(ddof=1) / len(x)), len(x)

@@ -2,7 +2,8 @@
 
 A Comparison's *takers* are the distinct annotators who hold a live lease on it or have answered it; a skip is no answer, but whoever
 skipped is not asked again. Every choice below is made while the Comparison's row is locked, and counted again under that lock, so that
-two clients at once can never exceed the overlap (SQLite holds one writer at a time; PostgreSQL skips rows that others hold).
+two clients at once can never exceed the overlap (SQLite holds one writer at a time; PostgreSQL passes over rows that others hold, and
+waits for them only where it finds no other).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -23,6 +25,7 @@ from plaudit.domain import (
     Lease,
     LeaseState,
     Person,
+    Preference,
     Purpose,
     TrainingUse,
     Verdict,
@@ -37,6 +40,7 @@ _ANNOTATIONS = TABLES[Annotation]
 _PEOPLE = TABLES[Person]
 _INTERACTIONS = TABLES[Interaction]
 _COMPLETIONS = TABLES[Completion]
+_PREFERENCES = TABLES[Preference]
 
 
 @dataclass(frozen=True)
@@ -75,21 +79,39 @@ def live_lease(tx: Transaction, project_id: str, annotator_id: str, now: datetim
     return Lease(**found[0]) if found else None
 
 
+def lock_annotator(tx: Transaction, project_id: str, annotator_id: str) -> None:
+    """From here to the transaction's end this annotator's other requests wait: two at once cannot be lent two questions, and each sees
+    what the one before did. It comes before the lock of a Comparison, everywhere, so that two cannot wait for each other."""
+    tx.one_at_a_time(f"{project_id}/{annotator_id}")
+
+
 def next_comparison(
-    tx: Transaction, project_id: str, annotator_id: str, purposes: Collection[Purpose], now: datetime
+    tx: Transaction,
+    project_id: str,
+    annotator_id: str,
+    purposes: Collection[Purpose],
+    now: datetime,
+    domains: Collection[str] = (),
 ) -> Comparison | None:
-    """The first open Comparison by priority that still needs this annotator, locked; None where there is none."""
+    """The first open Comparison by priority that still needs this annotator, locked; None where there is none.
+
+    `domains`: what they are qualified for; a Comparison without a domain is for everybody.
+    """
     passed_over: list[str] = []
     while True:
-        values = {"project": project_id, "annotator": annotator_id, "now": now, "purposes": list(purposes)}
-        found = tx.rows(_NEXT, {**values, "passed_over": passed_over})
-        if not found:
-            return None
-        comparison = Comparison(**found[0])
-        # Between the query's view and its lock somebody else may have taken the last place: look again, now that nobody can.
-        if needs(tx, comparison.id, annotator_id, now):
-            return comparison
-        passed_over.append(comparison.id)
+        values = _who_wants(project_id, annotator_id, purposes, now, domains)
+        with tx.connection.begin_nested() as attempt:
+            found = tx.rows(_NEXT_FREE, {**values, "passed_over": passed_over})
+            if not found:  # what others hold at this moment may still have a place
+                found = tx.rows(_NEXT, {**values, "passed_over": passed_over})
+            if not found:
+                return None
+            comparison = Comparison(**found[0])
+            # Between the query's view and its lock somebody else may have taken the last place: look again, now that nobody can.
+            if needs(tx, comparison.id, annotator_id, now):
+                return comparison
+            passed_over.append(comparison.id)
+            attempt.rollback()  # lets go of its lock: who waits while holding one can wait for ever
 
 
 def lock_comparison(tx: Transaction, comparison_id: str) -> Comparison:
@@ -111,27 +133,147 @@ def n_answers(tx: Transaction, comparison_id: str) -> int:
 
 
 def n_available(
-    tx: Transaction, project_id: str, annotator_id: str, purposes: Collection[Purpose], now: datetime
+    tx: Transaction,
+    project_id: str,
+    annotator_id: str,
+    purposes: Collection[Purpose],
+    now: datetime,
+    domains: Collection[str] = (),
+    at_most: int = 1_000_000,
 ) -> int:
-    """How many open Comparisons this annotator could still be lent."""
-    values = {"project": project_id, "annotator": annotator_id, "now": now, "purposes": list(purposes)}
-    return int(tx.rows(_N_AVAILABLE, values)[0]["n"])
+    """How many open Comparisons this annotator could still be lent; counting ends at `at_most`."""
+    values = _who_wants(project_id, annotator_id, purposes, now, domains)
+    return int(tx.rows(_N_AVAILABLE, {**values, "at_most": at_most})[0]["n"])
+
+
+def _who_wants(
+    project_id: str, annotator_id: str, purposes: Collection[Purpose], now: datetime, domains: Collection[str]
+) -> dict[str, Any]:
+    return {
+        "project": project_id,
+        "annotator": annotator_id,
+        "now": now,
+        "purposes": list(purposes),
+        "domains": list(domains),
+    }
+
+
+@dataclass(frozen=True)
+class Gold:
+    """One gold Comparison beside what one annotator said to it: `verdict` None where they were not asked yet."""
+
+    comparison_id: str
+    state: ComparisonState
+    gold_choice: str
+    made_from: str | None  # the Comparison that it was copied from
+    verdict: Verdict | None
+    choice: str | None
+    flagged: bool | None
+    answered_at: datetime | None
+
+    @property
+    def right(self) -> bool:
+        return self.choice == self.gold_choice
+
+
+def gold_of(tx: Transaction, project_id: str, annotator_id: str) -> list[Gold]:
+    """Every gold Comparison of the project, in the order in which they were made."""
+    return [
+        Gold(
+            comparison_id=row["id"],
+            state=row["state"],
+            gold_choice=row["gold_choice"],
+            made_from=row["attributes"].get("made_from"),
+            verdict=row["verdict"],
+            choice=row["choice"],
+            flagged=row["flagged"],
+            answered_at=row["answered_at"],
+        )
+        for row in tx.rows(_GOLD, {"project": project_id, "annotator": annotator_id})
+    ]
+
+
+def gold_records(
+    tx: Transaction, project_id: str, annotator_ids: Collection[str] | None = None
+) -> dict[str, tuple[int, int]]:
+    """annotator -> (right, answered) over all gold; a skip is not right, a flag is not counted."""
+    query = _GOLD_RECORDS.where(_COMPARISONS.c.project_id == project_id)
+    if annotator_ids is not None:
+        query = query.where(_ANNOTATIONS.c.annotator_id.in_(list(annotator_ids)))
+    return {row["annotator_id"]: (int(row["n_right"]), int(row["n"])) for row in tx.rows(query)}
+
+
+def own_answers(tx: Transaction, project_id: str, annotator_id: str) -> list[tuple[Verdict, float]]:
+    """(verdict, seconds) of each question this annotator has answered or skipped."""
+    query = sa.select(_ANNOTATIONS.c.verdict, _ANNOTATIONS.c.seconds).where(
+        _ANNOTATIONS.c.project_id == project_id,
+        _ANNOTATIONS.c.annotator_id == annotator_id,
+        _ANNOTATIONS.c.criterion == "overall",
+    )
+    return [(row["verdict"], row["seconds"]) for row in tx.rows(query)]
+
+
+def n_paid(tx: Transaction, project_id: str) -> int:
+    """Questions answered by anybody, gold too; a skip is not paid."""
+    query = (
+        sa.select(sa.func.count().label("n"))
+        .select_from(_ANNOTATIONS)
+        .where(
+            _ANNOTATIONS.c.project_id == project_id,
+            _ANNOTATIONS.c.criterion == "overall",
+            _ANNOTATIONS.c.verdict != Verdict.SKIP,
+        )
+    )
+    return int(tx.rows(query)[0]["n"])
+
+
+def take_back(tx: Transaction, comparison_id: str, annotator_id: str) -> None:
+    """Remove what this annotator said to this Comparison."""
+    tx.connection.execute(
+        _ANNOTATIONS.delete().where(
+            _ANNOTATIONS.c.comparison_id == comparison_id, _ANNOTATIONS.c.annotator_id == annotator_id
+        )
+    )
+
+
+def queue_by_batch(tx: Transaction, project_id: str) -> list[dict[str, Any]]:
+    """batch, purpose, state and n, in the order of the batches."""
+    columns = (_COMPARISONS.c.batch, _COMPARISONS.c.purpose, _COMPARISONS.c.state)
+    query = (
+        sa.select(*columns, sa.func.count().label("n"))
+        .where(_COMPARISONS.c.project_id == project_id)
+        .group_by(*columns)
+        .order_by(sa.func.min(_COMPARISONS.c.id))
+    )
+    return [dict(row) for row in tx.rows(query)]
 
 
 def votes(tx: Transaction, project_id: str, purpose: Purpose, batch: str | None = None) -> list[Vote]:
     """Every Annotation of the closed Comparisons of a purpose (and batch), in a stable order."""
-    query = (
-        sa.select(_ANNOTATIONS, _COMPARISONS.c.interaction_id, _COMPARISONS.c.family, _COMPARISONS.c.response_ids)
-        .join(_COMPARISONS, _COMPARISONS.c.id == _ANNOTATIONS.c.comparison_id)
-        .where(
-            _COMPARISONS.c.project_id == project_id,
-            _COMPARISONS.c.purpose == purpose,
-            _COMPARISONS.c.state == ComparisonState.CLOSED,
-        )
-        .order_by(_ANNOTATIONS.c.comparison_id, _ANNOTATIONS.c.annotator_id, _ANNOTATIONS.c.criterion)
+    query = _VOTES.where(
+        _COMPARISONS.c.project_id == project_id,
+        _COMPARISONS.c.purpose == purpose,
+        _COMPARISONS.c.state == ComparisonState.CLOSED,
     )
     if batch is not None:
         query = query.where(_COMPARISONS.c.batch == batch)
+    return _read_votes(tx, query)
+
+
+def gold_votes(tx: Transaction, project_id: str) -> list[Vote]:
+    """Every Annotation of gold, which never closes."""
+    return _read_votes(
+        tx, _VOTES.where(_COMPARISONS.c.project_id == project_id, _COMPARISONS.c.gold_choice.is_not(None))
+    )
+
+
+def drop_preferences(tx: Transaction, comparison_ids: Collection[str]) -> None:
+    """Remove what was concluded from these Comparisons."""
+    if comparison_ids:
+        tx.connection.execute(_PREFERENCES.delete().where(_PREFERENCES.c.comparison_id.in_(list(comparison_ids))))
+
+
+def _read_votes(tx: Transaction, query: sa.Select[Any]) -> list[Vote]:
     names = [column.name for column in _ANNOTATIONS.c]
     return [
         Vote(
@@ -149,6 +291,13 @@ def names(tx: Transaction, person_ids: Collection[str]) -> dict[str, str]:
     """Names of people by id."""
     query = sa.select(_PEOPLE.c.id, _PEOPLE.c.name).where(_PEOPLE.c.id.in_(list(person_ids)))
     return {row["id"]: row["name"] for row in tx.rows(query)}
+
+
+_VOTES = (
+    sa.select(_ANNOTATIONS, _COMPARISONS.c.interaction_id, _COMPARISONS.c.family, _COMPARISONS.c.response_ids)
+    .join(_COMPARISONS, _COMPARISONS.c.id == _ANNOTATIONS.c.comparison_id)
+    .order_by(_ANNOTATIONS.c.comparison_id, _ANNOTATIONS.c.annotator_id, _ANNOTATIONS.c.criterion)
+)
 
 
 # --- statements, built once -----------------------------------------------------------------------------------------------
@@ -179,6 +328,10 @@ _wanting = sa.and_(
 _wanting_in_project = sa.and_(
     _COMPARISONS.c.project_id == sa.bindparam("project", type_=sa.Text()),
     _COMPARISONS.c.purpose.in_(_purposes),
+    sa.or_(
+        _COMPARISONS.c.domain.is_(None),
+        _COMPARISONS.c.domain.in_(sa.bindparam("domains", expanding=True, type_=sa.Text())),
+    ),
     _wanting,
 )
 _NEXT = (
@@ -189,9 +342,15 @@ _NEXT = (
     )
     .order_by(_COMPARISONS.c.priority.desc(), _COMPARISONS.c.id)
     .limit(1)
-    .with_for_update(skip_locked=True)
+    .with_for_update()
 )
-_N_AVAILABLE = sa.select(sa.func.count().label("n")).select_from(_COMPARISONS).where(_wanting_in_project)
+_NEXT_FREE = _NEXT.with_for_update(skip_locked=True)
+_N_AVAILABLE = sa.select(sa.func.count().label("n")).select_from(
+    sa.select(_COMPARISONS.c.id)
+    .where(_wanting_in_project)
+    .limit(sa.bindparam("at_most", type_=sa.Integer()))
+    .subquery()
+)
 _this_one = _COMPARISONS.c.id == sa.bindparam("comparison", type_=sa.Text())
 _NEEDS = sa.select(_COMPARISONS.c.id).where(_this_one, _wanting)
 _LOCK = sa.select(_COMPARISONS).where(_this_one).with_for_update()
@@ -208,4 +367,41 @@ _HELD = (
     )
     .order_by(_LEASES.c.id.desc())
     .limit(1)
+)
+_GOLD = (
+    sa.select(
+        _COMPARISONS.c.id,
+        _COMPARISONS.c.state,
+        _COMPARISONS.c.gold_choice,
+        _COMPARISONS.c.attributes,
+        _ANNOTATIONS.c.verdict,
+        _ANNOTATIONS.c.choice,
+        _ANNOTATIONS.c.flagged,
+        _ANNOTATIONS.c.created_at.label("answered_at"),
+    )
+    .select_from(
+        _COMPARISONS.outerjoin(
+            _ANNOTATIONS,
+            sa.and_(
+                _ANNOTATIONS.c.comparison_id == _COMPARISONS.c.id,
+                _ANNOTATIONS.c.annotator_id == _annotator,
+                _ANNOTATIONS.c.criterion == "overall",
+            ),
+        )
+    )
+    .where(
+        _COMPARISONS.c.project_id == sa.bindparam("project", type_=sa.Text()), _COMPARISONS.c.gold_choice.is_not(None)
+    )
+    .order_by(_COMPARISONS.c.id)
+)
+_right = sa.case((_ANNOTATIONS.c.choice == _COMPARISONS.c.gold_choice, 1), else_=0)
+_GOLD_RECORDS = (
+    sa.select(_ANNOTATIONS.c.annotator_id, sa.func.sum(_right).label("n_right"), sa.func.count().label("n"))
+    .select_from(_COMPARISONS.join(_ANNOTATIONS, _ANNOTATIONS.c.comparison_id == _COMPARISONS.c.id))
+    .where(
+        _COMPARISONS.c.gold_choice.is_not(None),
+        _ANNOTATIONS.c.criterion == "overall",
+        _ANNOTATIONS.c.flagged.is_(False),
+    )
+    .group_by(_ANNOTATIONS.c.annotator_id)
 )

@@ -47,6 +47,56 @@ class FirstEvent:
     at: datetime
 
 
+@dataclass(frozen=True)
+class Turn:
+    """One message of a user, of whatever release: when, in which conversation, when it first got a thumbs-down, when it failed."""
+
+    actor: str
+    at: datetime
+    conversation_id: str
+    has_thumb: bool
+    down_at: datetime | None
+    error_at: datetime | None
+
+
+def traffic(tx: Transaction, project_id: str, since: datetime) -> list[Turn]:
+    """Every message of named users since then, in order of time, in an experiment or not."""
+    thumb = sa.and_(_FEEDBACK.c.interaction_id == _INTERACTIONS.c.id, _FEEDBACK.c.kind == FeedbackKind.THUMB)
+    failed = sa.and_(_COMPLETIONS.c.id == _INTERACTIONS.c.id, _COMPLETIONS.c.status == CompletionStatus.ERROR)
+    query = (
+        sa.select(
+            _INTERACTIONS.c.actor,
+            _INTERACTIONS.c.created_at,
+            _INTERACTIONS.c.conversation_id,
+            sa.func.count(_FEEDBACK.c.id).label("n_thumbs"),
+            sa.func.min(sa.case((_up(False), _FEEDBACK.c.created_at))).label("down_at"),
+            sa.func.min(_COMPLETIONS.c.created_at).label("error_at"),
+        )
+        .join(_FEEDBACK, thumb, isouter=True)
+        .join(_COMPLETIONS, failed, isouter=True)
+        .where(
+            _INTERACTIONS.c.project_id == project_id,
+            _INTERACTIONS.c.actor.is_not(None),
+            _INTERACTIONS.c.created_at >= since,
+        )
+        .group_by(
+            _INTERACTIONS.c.id, _INTERACTIONS.c.actor, _INTERACTIONS.c.created_at, _INTERACTIONS.c.conversation_id
+        )
+        .order_by(_INTERACTIONS.c.created_at, _INTERACTIONS.c.id)
+    )
+    return [
+        Turn(
+            row["actor"],
+            row["created_at"],
+            row["conversation_id"],
+            row["n_thumbs"] > 0,
+            row["down_at"],
+            row["error_at"],
+        )
+        for row in tx.rows(query)
+    ]
+
+
 def exposures(tx: Transaction, experiment_id: str) -> list[Exposure]:
     """Users of an experiment with their messages and thumbs, by the assigned arm. A thumb that was changed or retracted later has still
     happened: it counts for both of its values, so that no figure of a past look can be revised."""
@@ -71,7 +121,7 @@ def exposures(tx: Transaction, experiment_id: str) -> list[Exposure]:
             sa.func.count(sa.distinct(sa.case((_up(False), _INTERACTIONS.c.id)))).label("n_down"),
         )
         .join(_FEEDBACK, _FEEDBACK.c.interaction_id == _INTERACTIONS.c.id)
-        .where(*of, _FEEDBACK.c.kind == FeedbackKind.THUMB)
+        .where(*of, _FEEDBACK.c.kind == FeedbackKind.THUMB, _FEEDBACK.c.quarantine_id.is_(None))
         .group_by(_INTERACTIONS.c.actor, _INTERACTIONS.c.arm)
     )
     counted = {(row["actor"], row["arm"]): row for row in tx.rows(thumbs)}
@@ -93,7 +143,9 @@ def first_thumbs_down(tx: Transaction, experiment_id: str) -> list[FirstEvent]:
             sa.func.min(_FEEDBACK.c.created_at).label("at"),
         )
         .join(_FEEDBACK, _FEEDBACK.c.interaction_id == _INTERACTIONS.c.id)
-        .where(*_of(experiment_id), _FEEDBACK.c.kind == FeedbackKind.THUMB, _up(False))
+        .where(
+            *_of(experiment_id), _FEEDBACK.c.kind == FeedbackKind.THUMB, _FEEDBACK.c.quarantine_id.is_(None), _up(False)
+        )
     )
     return _first(tx, query)
 

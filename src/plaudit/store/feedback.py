@@ -1,14 +1,26 @@
-"""Queries of feedback chains. A row that no other row supersedes is the head of its chain; a retracted head counts for nothing."""
+"""Queries of feedback chains. A row that no other row supersedes is the head of its chain; a retracted or quarantined head counts for
+nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
-from plaudit.domain import Completion, Feedback, FeedbackKind, Interaction, Response, ResponseOrigin
-from plaudit.errors import NotFound
+from plaudit.domain import (
+    Completion,
+    Feedback,
+    FeedbackKind,
+    IdempotencyKey,
+    Interaction,
+    Json,
+    Quarantine,
+    Response,
+    ResponseOrigin,
+)
 from plaudit.store.database import Transaction
 from plaudit.store.schema import TABLES
 
@@ -16,23 +28,41 @@ _FEEDBACK = TABLES[Feedback]
 _INTERACTIONS = TABLES[Interaction]
 _COMPLETIONS = TABLES[Completion]
 _RESPONSES = TABLES[Response]
+_KEYS = TABLES[IdempotencyKey]
 
 
-def _is_head() -> sa.ColumnElement[bool]:
+def is_head() -> sa.ColumnElement[bool]:
     later = _FEEDBACK.alias("later")
     return ~sa.exists().where(later.c.supersedes == _FEEDBACK.c.id)
 
 
 # Built once: a statement costs more to build than to run.
+_MANY = sa.bindparam("many", expanding=True, type_=sa.Text())
 _LOCK = (
-    sa.select(_INTERACTIONS)
-    .where(
-        _INTERACTIONS.c.id == sa.bindparam("interaction", type_=sa.Text()),
-        _INTERACTIONS.c.project_id == sa.bindparam("project", type_=sa.Text()),
+    sa.select(
+        _INTERACTIONS.c.id,
+        _INTERACTIONS.c.actor,
+        _INTERACTIONS.c.sampling,
+        _INTERACTIONS.c.created_at,
+        _INTERACTIONS.c.erasure_id,
+        _COMPLETIONS.c.id.is_not(None).label("completed"),
     )
-    .with_for_update()  # SQLite has no such clause and needs none: the transaction already holds the write lock
+    .outerjoin(_COMPLETIONS, _COMPLETIONS.c.id == _INTERACTIONS.c.id)
+    .where(_INTERACTIONS.c.id.in_(_MANY), _INTERACTIONS.c.project_id == sa.bindparam("project", type_=sa.Text()))
+    .order_by(_INTERACTIONS.c.id)  # one order for all, so that two batches cannot wait for each other
+    .with_for_update(
+        of=_INTERACTIONS
+    )  # SQLite has no such clause and needs none: the transaction already holds the write lock
 )
-_HEAD = sa.select(_FEEDBACK).where(_FEEDBACK.c.natural_key == sa.bindparam("natural_key", type_=sa.Text()), _is_head())
+_INDICES = sa.select(_RESPONSES.c.interaction_id, _RESPONSES.c.idx).where(
+    _RESPONSES.c.interaction_id.in_(_MANY), _RESPONSES.c.origin.in_([ResponseOrigin.SERVED, ResponseOrigin.LOGGED])
+)
+_HEADS = sa.select(_FEEDBACK).where(
+    # As pairs: two lists beside each other make a database try every one of both.
+    sa.tuple_(_FEEDBACK.c.interaction_id, _FEEDBACK.c.natural_key).in_(sa.bindparam("pairs", expanding=True)),
+    is_head(),
+)
+_USED = sa.select(_KEYS).where(_KEYS.c.id.in_(_MANY))
 _COMPLETED = sa.select(_COMPLETIONS.c.id).where(_COMPLETIONS.c.id == sa.bindparam("interaction", type_=sa.Text()))
 _SHOWN = (
     sa.select(_RESPONSES)
@@ -44,12 +74,46 @@ _SHOWN = (
 )
 
 
-def lock_interaction(tx: Transaction, project_id: str, interaction_id: str) -> Interaction:
-    """The Interaction, held until the transaction ends, so that writers of one chain come one after another. Raises NotFound."""
-    found = tx.rows(_LOCK, {"interaction": interaction_id, "project": project_id})
-    if not found:
-        raise NotFound(f"There is no Interaction {interaction_id!r} in this project.")
-    return Interaction(**found[0])
+@dataclass(frozen=True)
+class Spoken:
+    """An Interaction as feedback sees it. `indices`: of the responses that were shown; None while the answer is being written."""
+
+    id: str
+    actor: str | None
+    sampling: Json
+    created_at: datetime
+    erased: bool
+    indices: frozenset[int] | None
+
+
+def lock_interactions(tx: Transaction, project_id: str, interaction_ids: Collection[str]) -> dict[str, Spoken]:
+    """Those that exist, by id, held until the transaction ends, so that writers of one chain come one after another."""
+    rows = tx.rows(_LOCK, {"many": sorted(interaction_ids), "project": project_id})
+    shown: dict[str, set[int]] = {}
+    for row in tx.rows(_INDICES, {"many": [row["id"] for row in rows]}):
+        shown.setdefault(row["interaction_id"], set()).add(row["idx"])
+    return {
+        row["id"]: Spoken(
+            row["id"],
+            row["actor"],
+            row["sampling"],
+            row["created_at"],
+            row["erasure_id"] is not None,
+            frozenset(shown.get(row["id"], ())) if row["completed"] else None,
+        )
+        for row in rows
+    }
+
+
+def heads(tx: Transaction, chains: Collection[tuple[str, str]]) -> dict[str, Feedback]:
+    """The newest row of each chain, given as (interaction id, natural key); by natural key, retracted or not."""
+    rows = tx.rows(_HEADS, {"pairs": sorted(chains)}) if chains else ()
+    return {row["natural_key"]: Feedback(**row) for row in rows}
+
+
+def used_keys(tx: Transaction, ids: Collection[str]) -> dict[str, IdempotencyKey]:
+    """The idempotency keys among `ids` that have acted, by id."""
+    return {row["id"]: IdempotencyKey(**row) for row in tx.rows(_USED, {"many": sorted(ids)})} if ids else {}
 
 
 def shown_responses(tx: Transaction, interaction_id: str) -> list[Response] | None:
@@ -59,10 +123,26 @@ def shown_responses(tx: Transaction, interaction_id: str) -> list[Response] | No
     return [Response(**row) for row in tx.rows(_SHOWN, {"interaction": interaction_id})]
 
 
-def head(tx: Transaction, natural_key: str) -> Feedback | None:
-    """The newest row of a chain, retracted or not."""
-    found = tx.rows(_HEAD, {"natural_key": natural_key})
-    return Feedback(**found[0]) if found else None
+def counts() -> tuple[sa.ColumnElement[bool], ...]:
+    """What makes a row of feedback count: it is not retracted, and no Quarantine holds it."""
+    return _FEEDBACK.c.retracted.is_(False), _FEEDBACK.c.quarantine_id.is_(None)
+
+
+def quarantine(tx: Transaction, project_id: str, quarantine: Quarantine) -> int:
+    """Hold everything that this actor said, or that was said on this Interaction, and that nothing holds yet; how many rows."""
+    where = [_FEEDBACK.c.project_id == project_id, _FEEDBACK.c.quarantine_id.is_(None)]
+    if quarantine.actor is not None:
+        where.append(_FEEDBACK.c.actor == quarantine.actor)
+    if quarantine.interaction_id is not None:
+        where.append(_FEEDBACK.c.interaction_id == quarantine.interaction_id)
+    assert len(where) > 2  # else it would be everything
+    return tx.connection.execute(_FEEDBACK.update().where(*where).values(quarantine_id=quarantine.id)).rowcount
+
+
+def give_back(tx: Transaction, quarantine_id: str) -> int:
+    """End the hold of a Quarantine on its rows; how many."""
+    held: Any = _FEEDBACK.update().where(_FEEDBACK.c.quarantine_id == quarantine_id).values(quarantine_id=None)
+    return tx.connection.execute(held).rowcount
 
 
 def current(
@@ -78,8 +158,8 @@ def current(
         .where(
             _FEEDBACK.c.project_id == project_id,
             _FEEDBACK.c.kind.in_(list(kinds)),
-            _FEEDBACK.c.retracted.is_(False),
-            _is_head(),
+            *counts(),
+            is_head(),
         )
         .order_by(_FEEDBACK.c.created_at, _FEEDBACK.c.id)
     )

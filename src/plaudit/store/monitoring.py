@@ -184,4 +184,4 @@ def _within(project_id: str, start: datetime, end: datetime) -> tuple[sa.ColumnE
 
 def _said_within(project_id: str, start: datetime, end: datetime) -> tuple[sa.ColumnElement[bool], ...]:
     at = _FEEDBACK.c.created_at
-    return _FEEDBACK.c.project_id == project_id, at >= start, at < end
+    return _FEEDBACK.c.project_id == project_id, at >= start, at < end, _FEEDBACK.c.quarantine_id.is_(None)

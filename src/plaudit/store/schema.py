@@ -34,6 +34,19 @@ class UtcTime(sa.TypeDecorator[datetime]):
         return None if value is None else _EPOCH + value * _MICROSECOND
 
 
+class PlainText(sa.TypeDecorator[str]):
+    """Text without NUL, which PostgreSQL cannot hold and a model server may send: it becomes U+FFFD on every database."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:  # noqa: ARG002
+        return None if value is None else value.replace("\x00", "\ufffd")
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> str | None:  # noqa: ARG002
+        return value
+
+
 class JsonText(sa.TypeDecorator[Any]):
     """JSON as text; tuples come back as tuples at the top level, and dicts as dicts."""
 
@@ -78,7 +91,7 @@ def _column_type(annotation: Any) -> tuple[sa.types.TypeEngine[Any], bool]:
     if isinstance(annotation, type) and issubclass(annotation, StrEnum):
         return EnumText(annotation), nullable
     plain: dict[Any, sa.types.TypeEngine[Any]] = {
-        str: sa.Text(),
+        str: PlainText(),
         int: sa.BigInteger(),
         float: sa.Double(),
         bool: sa.Boolean(create_constraint=False),
@@ -99,16 +112,24 @@ def _table(kind: type, name: str) -> sa.Table:
 _NAMES: Mapping[type, str] = {
     domain.Project: "projects",
     domain.Person: "people",
+    domain.Invitation: "invitations",
     domain.ApiKey: "api_keys",
     domain.Interaction: "interactions",
     domain.Completion: "completions",
     domain.Response: "responses",
     domain.Feedback: "feedback",
     domain.IdempotencyKey: "idempotency_keys",
+    domain.Outcome: "outcomes",
+    domain.Quarantine: "quarantines",
+    domain.Erasure: "erasures",
+    domain.Webhook: "webhooks",
+    domain.Delivery: "deliveries",
     domain.Guideline: "guidelines",
     domain.Comparison: "comparisons",
     domain.Lease: "leases",
     domain.Annotation: "annotations",
+    domain.Standing: "standings",
+    domain.Review: "reviews",
     domain.Preference: "preferences",
     domain.SnapshotRecord: "snapshots",
     domain.Run: "runs",
@@ -131,9 +152,12 @@ sa.Index(
 )
 sa.Index("interactions_by_time", TABLES[domain.Interaction].c.project_id, TABLES[domain.Interaction].c.created_at)
 sa.Index("interactions_by_experiment", TABLES[domain.Interaction].c.experiment_id, TABLES[domain.Interaction].c.actor)
+sa.Index("interactions_by_actor", TABLES[domain.Interaction].c.project_id, TABLES[domain.Interaction].c.actor)
 sa.Index("responses_by_interaction", TABLES[domain.Response].c.interaction_id, TABLES[domain.Response].c.idx)
 sa.Index("feedback_by_interaction", TABLES[domain.Feedback].c.interaction_id, TABLES[domain.Feedback].c.natural_key)
 sa.Index("feedback_by_time", TABLES[domain.Feedback].c.project_id, TABLES[domain.Feedback].c.created_at)
+sa.Index("feedback_by_actor", TABLES[domain.Feedback].c.project_id, TABLES[domain.Feedback].c.actor)
+sa.Index("feedback_by_quarantine", TABLES[domain.Feedback].c.quarantine_id)
 sa.Index("feedback_supersedes_once", TABLES[domain.Feedback].c.supersedes, unique=True)
 sa.Index(
     "feedback_one_root",  # one chain per natural key; rows that accumulate have none
@@ -141,6 +165,27 @@ sa.Index(
     unique=True,
     sqlite_where=TABLES[domain.Feedback].c.supersedes.is_(None),
     postgresql_where=TABLES[domain.Feedback].c.supersedes.is_(None),
+)
+sa.Index("outcome_once", TABLES[domain.Outcome].c.project_id, TABLES[domain.Outcome].c.key, unique=True)
+sa.Index(
+    "outcomes_by_name",
+    TABLES[domain.Outcome].c.project_id,
+    TABLES[domain.Outcome].c.name,
+    TABLES[domain.Outcome].c.actor,
+    TABLES[domain.Outcome].c.at,
+)
+sa.Index(
+    "erasures_to_purge",
+    TABLES[domain.Erasure].c.project_id,
+    TABLES[domain.Erasure].c.purged_at,
+    TABLES[domain.Erasure].c.purge_at,
+)
+sa.Index(
+    "deliveries_waiting",
+    TABLES[domain.Delivery].c.webhook_id,
+    TABLES[domain.Delivery].c.delivered_at,
+    TABLES[domain.Delivery].c.given_up_at,
+    TABLES[domain.Delivery].c.id,
 )
 sa.Index("guideline_version", TABLES[domain.Guideline].c.project_id, TABLES[domain.Guideline].c.version, unique=True)
 sa.Index(
@@ -152,6 +197,15 @@ sa.Index(
 )
 sa.Index("comparisons_by_batch", TABLES[domain.Comparison].c.project_id, TABLES[domain.Comparison].c.batch)
 sa.Index("comparisons_by_interaction", TABLES[domain.Comparison].c.interaction_id)
+sa.Index(
+    "comparisons_gold",
+    TABLES[domain.Comparison].c.project_id,
+    sqlite_where=TABLES[domain.Comparison].c.gold_choice.is_not(None),
+    postgresql_where=TABLES[domain.Comparison].c.gold_choice.is_not(None),
+)
+sa.Index("standing_once", TABLES[domain.Standing].c.project_id, TABLES[domain.Standing].c.person_id, unique=True)
+sa.Index("review_once", TABLES[domain.Review].c.comparison_id, unique=True)
+sa.Index("reviews_waiting", TABLES[domain.Review].c.project_id, TABLES[domain.Review].c.decided_at)
 sa.Index("leases_by_comparison", TABLES[domain.Lease].c.comparison_id, TABLES[domain.Lease].c.state)
 sa.Index("leases_by_annotator", TABLES[domain.Lease].c.annotator_id, TABLES[domain.Lease].c.state)
 sa.Index(
@@ -185,5 +239,7 @@ sa.Index(
     postgresql_where=TABLES[domain.Release].c.state == domain.ReleaseState.LIVE,
 )
 sa.Index("api_key_secret", TABLES[domain.ApiKey].c.secret_sha256, unique=True)
+sa.Index("invitation_secret", TABLES[domain.Invitation].c.secret_sha256, unique=True)
+sa.Index("invitations_by_person", TABLES[domain.Invitation].c.person_id)
 sa.Index("person_name", TABLES[domain.Person].c.project_id, TABLES[domain.Person].c.name, unique=True)
 sa.Index("audit_chain", TABLES[domain.AuditEntry].c.project_id, TABLES[domain.AuditEntry].c.seq, unique=True)

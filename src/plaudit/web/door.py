@@ -14,16 +14,26 @@ from starlette.requests import ClientDisconnect, Request
 
 from plaudit import backends
 from plaudit.backends import Backend
-from plaudit.errors import BadInput, TooLarge
+from plaudit.errors import BadInput, ConfigError, TooLarge, Unavailable
 from plaudit.loop import body as fields
+from plaudit.loop import filters
+from plaudit.loop.feedback_tokens import KeyRing
+from plaudit.loop.filters import Filters
 from plaudit.settings import Settings
 from plaudit.store.database import Store
+from plaudit.store.spool import Spool
+from plaudit.web import telemetry
 from plaudit.web.access import Keys
+from plaudit.web.limits import Limits
 from plaudit.web.recorder import Recorder
 from plaudit.web.serving import ServingConfigs
+from plaudit.web.sign_in import Cookies, load_secret
 
 T = TypeVar("T")
-MAX_THREADS = 12  # as many as the store's pool has connections, less those of the recorder and the poll
+# As many as the store's pool has connections, less that of the recorder. What every chat needs has threads of its own: writers that wait
+# for a locked store must not stand before it.
+MAX_THREADS = 10
+MAX_HOT_THREADS = 4
 
 
 @dataclass
@@ -33,22 +43,55 @@ class Door:
     settings: Settings
     store: Store
     session: aiohttp.ClientSession
+    filters: Filters
     recorder: Recorder = field(init=False)
     configs: ServingConfigs = field(init=False)
     keys: Keys = field(init=False)
+    limits: Limits = field(init=False)
+    cookies: Cookies = field(init=False)
+    feedback_keys: KeyRing = field(init=False)
     _threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(MAX_THREADS))
+    _hot_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(MAX_HOT_THREADS))
 
     def __post_init__(self) -> None:
-        self.recorder = Recorder(self.store)
-        self.configs = ServingConfigs(self.store, self.run)
-        self.keys = Keys(self.store, self.run)
+        spool = Spool(self.settings.home / "spool") if self.settings.on_store_failure == "serve" else None
+        self.recorder = Recorder(self.store, spool, self.settings.store_patience_s)
+        self.configs = ServingConfigs(self.store, self.run_hot, self.run_within)
+        self.keys = Keys(self.store, self.run_hot, self.run_within)
+        self.limits = Limits(self.settings)
+        self.cookies = Cookies(load_secret(self.settings.home))
+        self.feedback_keys = KeyRing(self.settings.home, self.settings.feedback_keys)
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """A synchronous function of `loop` or `store` in the bounded thread pool."""
         return await to_thread.run_sync(lambda: function(*arguments), limiter=self._threads)
 
+    async def run_hot(self, function: Callable[..., T], *arguments: Any) -> T:
+        """A read that every chat needs."""
+        return await to_thread.run_sync(lambda: function(*arguments), limiter=self._hot_threads)
+
+    async def run_within(self, function: Callable[..., T], *arguments: Any) -> T:
+        """The same within the patience for the store, for who has another way. Raises Unavailable; the thread is left to end by itself."""
+        patience = self.settings.store_patience_s
+        try:
+            async with asyncio.timeout(patience):
+                return await to_thread.run_sync(
+                    lambda: function(*arguments), limiter=self._hot_threads, abandon_on_cancel=True
+                )
+        except TimeoutError as error:
+            raise Unavailable(f"The store did not answer within {patience:g} s (store_patience_s).") from error
+
     def backend(self, url: str) -> Backend:
-        return backends.connect(url, self.session, self.settings.upstream_timeout_s)
+        return backends.connect(url, self.session, self.settings.upstream_timeout_s, self.settings.upstream_idle_s)
+
+
+def chosen_filters(settings: Settings) -> Filters:
+    """The filters of the settings, before anything is opened. Raises ConfigError, also for a wrong `on_store_failure`."""
+    if settings.on_store_failure not in ("serve", "refuse"):
+        raise ConfigError(f"on_store_failure is {settings.on_store_failure!r}; choose serve or refuse.")
+    if settings.telemetry:
+        telemetry.check()
+    return filters.parse(settings.filters)
 
 
 def door_of(request: Request) -> Door:

@@ -29,15 +29,19 @@ class Serving:
 class ServingConfigs:
     """The latest Serving of every project that was asked for; `poll` keeps them fresh, a store that fails leaves them as they are."""
 
-    def __init__(self, store: Store, run: Callable[..., Any]) -> None:
+    def __init__(self, store: Store, run: Callable[..., Any], run_within: Callable[..., Any] | None = None) -> None:
         self._store = store
         self._run = run
+        self._run_within = run_within or run  # ends with Unavailable where the store takes too long
         self._known: dict[str, Serving] = {}
 
     async def current(self, project_id: str) -> Serving:
         """Raises Unavailable where the project has no live release yet."""
         found = self._known.get(project_id)
         return found if found is not None else await self.refresh(project_id)
+
+    def knows(self, project_id: str) -> bool:
+        return project_id in self._known
 
     async def refresh(self, project_id: str) -> Serving:
         """Read the ledger now."""
@@ -52,7 +56,10 @@ class ServingConfigs:
         """Which Release answers this turn. Asks the store how the conversation began only while there are two Releases to choose from."""
         began: Assignment | None = None
         if conversation_id is not None and serving.config.experiment is not None:
-            began = await self._run(experiment.began, self._store, serving.project.id, conversation_id)
+            try:
+                began = await self._run_within(experiment.began, self._store, serving.project.id, conversation_id)
+            except Unavailable as error:
+                log.warning("A conversation is assigned without its beginning: %s", error)
         return experiment.assign(serving.config, actor, began)
 
     async def poll(self) -> None:

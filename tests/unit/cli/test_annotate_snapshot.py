@@ -9,7 +9,7 @@ from plaudit.cli.annotate import annotate
 from plaudit.cli.options import open_home
 from plaudit.cli.snapshot import snapshot
 from plaudit.domain import Comparison, Guideline, ResponseText, SnapshotRecord, utc_now
-from plaudit.errors import Corrupt
+from plaudit.errors import BadInput, Corrupt, NotFound
 from plaudit.loop import annotate as stage
 from plaudit.loop import collect, govern, release
 
@@ -93,3 +93,44 @@ def test_a_guideline_has_versions(home, tmp_path) -> None:
         file.write_text(text)
         assert f"version {version}" in run(annotate, home, "guideline", str(file))
     assert [one.text for one in home.store.find(Guideline)] == ["Be kind.", "Be brief."]
+
+
+def test_snapshots_are_filtered_compared_published_and_rebuilt(home, tmp_path) -> None:
+    run(annotate, home, "aggregate")
+    canaries = tmp_path / "canaries.jsonl"
+    canaries.write_text('"question 0"\n{"prompt": "question 1"}\n[{"role": "user", "content": "question 2"}]\n')
+    plain = json.loads(run(snapshot, home, "freeze", "--json"))
+    options = ["--personal-data", "email=redact", "--max-chars", "10000", "--languages", "en"]
+    address = f"file://{tmp_path}/bucket"
+    asked = json.loads(run(snapshot, home, "freeze", "--json", *options, "--to", address))
+    fetched = CliRunner().invoke(snapshot, ["fetch", asked["address"], str(tmp_path / "copy")]).output.strip()
+    assert asked["sha256"] in CliRunner().invoke(snapshot, ["verify", fetched]).output
+    held = json.loads(run(snapshot, home, "freeze", "--json", "--canaries", str(canaries), "--seed", "1"))
+    removed = held["counts"]["filters"].get("prompts: held out by an evaluation", 0)
+    assert sum(held["counts"]["prompts"].values()) == N_QUESTIONS - removed
+
+    picture = tmp_path / "diff.html"
+    found = CliRunner().invoke(snapshot, ["diff", plain["folder"], asked["address"], "--json", "--out", str(picture)])
+    compared = json.loads(found.output)
+    assert compared["tables"]["preferences"]["came"] == 0
+    assert set(compared["config"]) == {"curation"}
+    assert "<svg" in picture.read_text()
+    assert "| went | 0 |" in CliRunner().invoke(snapshot, ["diff", plain["folder"], fetched]).output
+
+    again = json.loads(run(snapshot, home, "rebuild", asked["folder"], "--json"))
+    assert (again["sha256"], again["diff"]["config"]) == (asked["sha256"], {})
+    purged = next(iter((tmp_path / "copy").iterdir()))
+    (purged / "preferences.parquet").unlink()
+    assert json.loads(run(snapshot, home, "rebuild", str(purged), "--json"))["diff"] is None
+    refused = CliRunner().invoke(snapshot, ["rebuild", held["folder"], "--home", str(home.settings.home)])
+    assert isinstance(refused.exception, BadInput)
+
+
+@pytest.mark.parametrize("line", ["{", "3", '{"prompt": 3}', ""])
+def test_a_file_of_canaries_that_holds_none_is_refused(home, tmp_path, line: str) -> None:
+    file = tmp_path / "canaries.jsonl"
+    file.write_text(f"{line}\n")
+    options = ["freeze", "--canaries", str(file), "--home", str(home.settings.home)]
+    assert isinstance(CliRunner().invoke(snapshot, options).exception, BadInput | NotFound)
+    options = ["freeze", "--personal-data", "email", "--home", str(home.settings.home)]
+    assert isinstance(CliRunner().invoke(snapshot, options).exception, BadInput)

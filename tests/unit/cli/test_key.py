@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 
 from click.testing import CliRunner
 
@@ -29,6 +30,9 @@ def test_a_key_is_made_shown_once_listed_and_revoked(tmp_path) -> None:
         ("shop", ["application"], None),
         ("ann", ["annotator", "lead"], "Ann"),
     ]
+    assert [row["last_used_at"] for row in rows] == [None, None]
+    govern.record_use(store, {made["id"]: datetime(2026, 3, 1, 12, tzinfo=UTC)})
+    assert json.loads(run(tmp_path, "list", "--json").output)["keys"][0]["last_used_at"] == "2026-03-01T12:00:00+00:00"
     assert "shop" in run(tmp_path, "list").output
     assert run(tmp_path, "revoke", made["id"]).exit_code == 0
     assert govern.find_key(store, made["secret"]) is None

@@ -42,3 +42,25 @@ def test_a_killed_holder_holds_nothing(tmp_path) -> None:
     assert lock.holder(tmp_path) is None
     with lock.held(tmp_path, {}):
         pass
+
+
+def test_roles_share_a_home_and_each_is_there_once(tmp_path) -> None:
+    gateway, console = {"gateway", "feedback"}, {"console", "worker"}
+    with lock.held(tmp_path, {"service": "http://a"}, gateway):
+        assert lock.holder(tmp_path) == {"pid": os.getpid(), "service": "http://a"}
+        with lock.held(tmp_path, {"service": "http://b"}, console):
+            with pytest.raises(AlreadyRunning, match="http://b"), lock.held(tmp_path, {}, {"worker"}):
+                pass
+            with pytest.raises(AlreadyRunning, match="http://a"), lock.held(tmp_path, {}, {"gateway"}):
+                pass
+            with pytest.raises(AlreadyRunning), lock.held(tmp_path, {}):
+                pass
+        with lock.held(tmp_path, {}, {"worker"}):
+            pass
+    with (
+        lock.held(tmp_path, {"service": "http://c"}),
+        pytest.raises(AlreadyRunning, match="http://c"),
+        lock.held(tmp_path, {}, {"worker"}),
+    ):
+        pass
+    assert lock.holder(tmp_path) is None

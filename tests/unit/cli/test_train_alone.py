@@ -31,7 +31,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     """What would have been run: (program, config, folder). The base is taken as prepared."""
     seen: list[Any] = []
 
-    def alone(name: str, config: Any, folder: Path, *_: Any) -> Any:
+    def alone(name: str, config: Any, folder: Path, *_: Any, **__: Any) -> Any:
         from_dict(PROGRAMS[name], config)
         seen.append((name, config, folder))
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,12 +9,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from plaudit.cli import models, ports
 from plaudit.cli.models import prepare_base
 from plaudit.cli.options import open_home
-from plaudit.cli.up import base_name, first_key
-from plaudit.errors import Unavailable
+from plaudit.cli.service import service
+from plaudit.cli.up import base_name, first_key, up
+from plaudit.domain import utc_now
+from plaudit.errors import ConfigError, Unavailable
 from plaudit.loop import govern
 
 
@@ -30,7 +33,23 @@ def test_the_first_admin_key_is_made_once_and_only_its_owner_can_read_it(tmp_pat
     assert key.roles == ("admin",)
     assert first_key(opened) is None
     assert file.read_text().strip() == secret
+    file.unlink()
+    govern.revoke_key(opened.store, opened.project_id, key.id, utc_now())
+    assert first_key(opened) is None  # whoever ended it did not ask for another
     opened.store.close()
+
+
+def test_another_address_is_refused_until_there_is_a_key(tmp_path) -> None:
+    opened = open_home(tmp_path)
+    opened.store.close()
+    options = ["--home", str(tmp_path), "--host", "0.0.0.0"]
+    for command in (up, service):
+        refused = CliRunner().invoke(
+            command, [*options, *(["--upstream", "fake:", "--model", "m"] if command is up else [])]
+        )
+        assert isinstance(refused.exception, ConfigError)
+        assert "plaudit key create NAME --role admin" in refused.exception.message
+    assert not (tmp_path / "keys" / "admin.key").exists()
 
 
 def test_a_base_is_called_by_its_spec_or_its_folders_name(tmp_path) -> None:

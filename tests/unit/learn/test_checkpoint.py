@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from dataclasses import replace
@@ -321,3 +322,22 @@ def test_no_readable_state_is_said(tmp_path):
     next(tmp_path.iterdir()).write_bytes(b"gone")
     with pytest.raises(Corrupt, match="delete the folder"):
         checkpoint.load_state(tmp_path)
+
+
+def test_a_disk_that_fills_up_costs_neither_the_last_state_nor_its_space(tmp_path, monkeypatch):
+    checkpoint.save_state(tmp_path, {"step": 1})
+    save = torch.save
+
+    def full(state, file):
+        save(state, file)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save_state(tmp_path, {"step": 2})
+    monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) == 1
+    assert checkpoint.load_state(tmp_path) == {"step": 1}
+    (tmp_path / ".00000007.tmp").write_bytes(b"half")  # a kill leaves one; the next save takes it away
+    checkpoint.save_state(tmp_path, {"step": 2})
+    assert not list(tmp_path.glob(".*"))

@@ -22,8 +22,10 @@ from plaudit.learn.configs import (
     SFTConfig,
     describe,
     from_dict,
+    function_names,
     reward_terms,
     to_dict,
+    with_newest,
 )
 
 REQUIRED = {
@@ -68,7 +70,7 @@ def test_nested_fields_are_read_and_converted():
         (PPOConfig, {"dual_clip": 0.9}, ["dual_clip", "0.9", "above 1"]),
         (PPOConfig, {"kl": {"coef": 0, "target": 6}}, ["target", "coef"]),
         (PPOConfig, {"minibatches": 13}, ["minibatches", "12"]),
-        (PPOConfig, {"lora": None}, ["lora"]),
+        (PPOConfig, {"lora": 3}, ["PPOConfig.lora", "object"]),
         (GRPOConfig, {"baseline": "leave_one"}, ["baseline", "'leave_one_out'"]),
         (GRPOConfig, {"sampling": {"samples_per_prompt": 1}}, ["samples_per_prompt is 1", "'batch'"]),
         (GRPOConfig, {"clip": 0.1}, ["GRPOConfig.clip is 0.1", "on-policy"]),
@@ -225,7 +227,6 @@ def test_a_text_is_one_term_of_weight_1(text, term):
         ([{"kind": "model", "name": "x", "checkpoints": ["a", "b"], "combine": "min"}], ["combine", "'minimum'"]),
         ([{"kind": "model", "name": "x", "checkpoints": ["a", "b"], "sd_coef": 2}], ["sd_coef", "only mean_minus_sd"]),
         ([{**EACH_KIND[0], "sd_coef": 0}], ["sd_coef", "above 0"]),
-        ([{"kind": "regex", "name": "x", "pattern": "("}], ["'('", "no regular expression"]),
         ([{"kind": "length", "name": "x"}], ["neither low nor high"]),
         ([{"kind": "length", "name": "x", "low": 5, "high": 4}], ["high", "at least low"]),
         ([{"kind": "length", "name": "x", "low": 5, "scale": 0}], ["scale", "above 0"]),
@@ -252,3 +253,15 @@ def test_a_password_in_an_address_is_refused_and_not_repeated():
         ppo_with([{"kind": "http", "name": "x", "url": "https://me:s3cret@host/score"}])
     assert "token_variable" in refusal.value.message
     assert "s3cret" not in refusal.value.message
+
+
+def test_newest_stands_for_a_folder_wherever_a_model_term_names_it():
+    people = {"kind": "model", "name": "people", "checkpoints": ["/old", "newest"]}
+    own = {"kind": "function", "name": "own", "function": "b.c:f"}
+    assert with_newest([people, own], "/new") == [people | {"checkpoints": ["/old", "/new"]}, own]
+    assert with_newest("newest", "/new") == "/new"
+    for other in ("/old", "a:f", [own], [{"kind": "model", "checkpoints": "wrong"}], None):
+        assert with_newest(other, "/new") == other
+    assert function_names([own, people, own | {"function": "a:f"}, "wrong"]) == ["a:f", "b.c:f"]
+    assert function_names("a:f") == ["a:f"]
+    assert function_names("/a/folder") == function_names(None) == []

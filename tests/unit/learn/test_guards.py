@@ -282,3 +282,56 @@ def test_the_card_says_what_was_watched_what_fired_and_what_was_done():
     assert "guards only say what they see" in blind.card()
     assert "There was no held-out judge" in blind.card()
     assert "A rollout of 2 prompts" in blind.card()
+
+
+# --- the law of overoptimisation ----------------------------------------------------------------------------------------------
+
+
+def along(a, b, distances, error=1e-4, noise=None):
+    """Trends of a judge that follows d (a - b ln d), the first at the start itself."""
+    gains = [d * (a - b * math.log(d)) if d else 0.0 for d in distances]
+    gains = gains if noise is None else [gain + noise.normal(0, error) for gain in gains]
+    gold = [Mean(gain - gains[0], error, 11) for gain in gains]
+    return [guards.Trend(i + 1, one, one, d * d) for i, (one, d) in enumerate(zip(gold, distances, strict=True))]
+
+
+def law_of(trends, **changes):
+    now = rollout(np.random.default_rng(0))
+    found = guards.read(from_dict(GuardsConfig, {"judge": "j", **changes}), KLConfig(), now, now, trends)
+    return found.figures.get("overoptimisation"), found.levels["overoptimisation"]
+
+
+def test_the_law_of_overoptimisation_is_found_on_its_own_data():
+    """The oracle is the closed form: with a = 1 and b = 1/2 the slope 1/2 - ln(d)/2 is 0 at d = e."""
+    distances = [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
+    law = guards.fit_law(along(1.0, 0.5, distances))
+    assert (law.a, law.b) == pytest.approx((1.0, 0.5))
+    assert law.peak == pytest.approx(math.e)
+    at = {distances[n - 1]: law_of(along(1.0, 0.5, distances[:n])) for n in range(1, 8)}
+    assert [at[d] for d in (0.0, 0.5, 1.0, 1.5)] == [(None, 0)] * 4  # fewer than four points
+    assert at[2.0] == (pytest.approx(2 / math.e), 0)
+    assert at[2.5] == (pytest.approx(2.5 / math.e), 1)
+    assert at[3.0] == (pytest.approx(3 / math.e), 2)
+    assert law_of(along(1.0, 0.5, distances), overoptimisation=[1.0, 1.2]) == (pytest.approx(3 / math.e), 1)
+    assert law_of(along(1.0, 0.5, distances, error=2.0))[1] == 0  # the same curve within noise
+    assert law_of(along(1.0, -0.1, distances)) == (None, 0)  # no peak at all
+    share, level = law_of(along(-0.5, 1e-3, distances))  # it falls from the start
+    assert math.isfinite(share)
+    assert level == 2
+    assert law_of(along(0.0, 0.0, [0.0] + [2.0] * 6)) == (None, 0)  # one distance tells nothing
+    assert guards.fit_law(along(1.0, 0.5, [0.0] * 7)) is None
+
+
+def test_a_judge_that_stands_still_or_rises_is_no_peak_and_one_that_turns_is():
+    far = [step / 3 for step in range(13)]
+    critical = {}
+    for name, a, b in (("still", 0.0, 0.0), ("rising", 0.6, 0.05), ("turning", 1.0 + math.log(2), 1.0)):
+        whole = [along(a, b, far, 0.2, np.random.default_rng(seed)) for seed in range(30)]
+        runs = [
+            [guards._overoptimisation((0.8, 1.0), one[:n]).levels["overoptimisation"] for n in (12, 13)]
+            for one in whole
+        ]
+        critical[name] = sum(one == [2, 2] for one in runs)
+    assert critical["still"] <= 1
+    assert critical["rising"] <= 1
+    assert critical["turning"] >= 20

@@ -70,3 +70,16 @@ def test_margin_asks_for_a_larger_difference():
     assert losses.bradley_terry(chosen, rejected, p, margin=1.0) > losses.bradley_terry(chosen, rejected, p)
     assert losses.centring(torch.tensor([1.5]), torch.tensor([-1.5])) == 0
     assert losses.centring(torch.tensor([1.5]), torch.tensor([0.5])) == 4
+
+
+def test_importance_weights_are_cut_above_and_1_on_padding():
+    """By hand: ratios 1/2, 2 and 4 with a cap of 3; the fourth place is padding and may hold anything."""
+    p = torch.log(torch.tensor([[0.1, 0.4, 0.8, 1.0]]))
+    q = torch.log(torch.tensor([[0.2, 0.2, 0.2, 1.0]]))
+    q[0, 3] = -torch.inf
+    mask = torch.tensor([[True, True, True, False]])
+    weights, ratio, cut = losses.truncated_importance(p.requires_grad_(), q, mask, 3.0)
+    torch.testing.assert_close(weights, torch.tensor([[0.5, 2.0, 3.0, 1.0]]))
+    assert float(ratio) == pytest.approx(6.5 / 3)
+    assert float(cut) == pytest.approx(1 / 3)
+    assert not weights.requires_grad

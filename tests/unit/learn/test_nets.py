@@ -173,6 +173,24 @@ def test_folding_into_bf16_is_refused(base):
         decoder.folded(Adapter(decoder.config, 4, 8))
 
 
+def test_an_adapter_is_folded_in_on_the_way_to_sampling(decoder):
+    """The same logits as folding first; layers below the adapter keep sharing what is not laid out anew."""
+    adapter = Adapter(decoder.config, 4, 8, first_layer=2, seed=1)
+    for b in adapter.b.values():
+        b.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(5, 7, decoder.config.d_model, generator=torch.Generator().manual_seed(2))
+    positions, mask = torch.arange(7).expand(5, 7), torch.ones(5, 7, 7, dtype=torch.bool).tril()
+
+    def logits(one):
+        return one.logits(one.final(one.run_layers(x, positions, mask, 0, decoder.config.n_layers, None)))
+
+    together = decoder.for_sampling(adapter)
+    torch.testing.assert_close(logits(together), logits(decoder.folded(adapter)), atol=2e-5, rtol=1e-5)
+    assert (logits(together) - logits(decoder.for_sampling())).abs().max() > 0.01
+    assert together.layer(1).qkv is decoder.layer(1).qkv
+    assert together.layer(2).qkv is not decoder.layer(2).qkv
+
+
 def test_weights_laid_out_for_sampling_give_the_same(decoder):
     ids = ids_of(decoder.config, rows=5)
     sampling = decoder.for_sampling()

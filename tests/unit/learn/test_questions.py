@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from plaudit.artifacts import PreferenceRow, write_snapshot
-from plaudit.errors import BadInput
+from plaudit.errors import BadInput, ConfigError
 from plaudit.learn import base_models, questions
 from plaudit.learn.configs import RewardConfig, from_dict
 from plaudit.learn.nets import Decoder
@@ -143,3 +143,32 @@ def test_files_are_read_in_place_of_snapshots(tmp_path):
     found = questions.read_rows(config(snapshot="", preferences=str(path), valid_fraction=0.3))
     assert len(found.train) + len(found.held_out) == 40
     assert [one.line for one in found.rejected] == [41]
+
+
+def test_the_trunk_says_how_far_it_is(world, base):
+    heard = []
+    some = [row(i, prompt=f"q{i}", chosen="x" * 60) for i in range(6)]
+    settings = config(base, first_layer=2, compute={"micro_tokens": 200})
+    questions.encode(world[0], some, settings, world[1], lambda step, of: heard.append((step, of)))
+    assert len(heard) > 1
+    assert heard == [(i + 1, len(heard)) for i in range(len(heard))]
+
+
+def test_a_source_counts_what_the_config_says(tmp_path):
+    some = [
+        row(i, prompt=f"q{i}", source=source, weight=2.0) for i, source in enumerate(("annotation", "edit", "choice"))
+    ]
+    folder = write_snapshot(tmp_path, some, [], [], {}, {}).folder
+    said = [{"source": "edit", "weight": 0.25}, {"source": "choice", "weight": 0}]
+    read = questions.read_rows(config(snapshot=str(folder), source_weights=said))
+    assert {one.source: one.weight for one in read.train} == {"annotation": 2.0, "edit": 0.5, "choice": 0.0}
+    nothing = [{"source": name, "weight": 0} for name in ("annotation", "edit", "choice")]
+    with pytest.raises(BadInput, match="weight 0"):
+        questions.read_rows(config(snapshot=str(folder), source_weights=nothing))
+    for wrong, word in (
+        ({"source_weights": said * 2}, "names a source twice"),
+        ({"source_weights": said, "use_weights": False}, "no weight is read"),
+        ({"source_weights": [{"source": "edit", "weight": -1}]}, "0 or above"),
+    ):
+        with pytest.raises(ConfigError, match=word):
+            config(**wrong)

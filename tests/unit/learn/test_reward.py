@@ -1,11 +1,15 @@
 """The parts of the reward program whose result can be told by hand; training itself is in tests/learning/test_reward_learning.py."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
+from plaudit.artifacts import ThumbRow
 from plaudit.errors import TrainingStopped
-from plaudit.learn import base_models, questions, reward
+from plaudit.learn import base_models, questions, reward, validation
 from plaudit.learn.configs import RewardConfig, from_dict
 from plaudit.learn.nets import ScalarHead
 from plaudit.learn.pairs_file import Pair
@@ -40,7 +44,57 @@ def begin(base, some, who=(0,), **values):
     decoder = reward.load_decoder(settings)
     body = reward.start(settings, decoder, list(who))
     data = questions.encode(ChatTokenizer.load(base), some, settings, decoder)
-    return settings, body, data, reward.Targets.of(settings, some, list(who))
+    return settings, body, data, reward.Targets.of(settings, some, [], list(who))
+
+
+def thumb(i, response, up=True, finished=True):
+    return ThumbRow(
+        f"t{i}", f"f{i % 3}", "train", ({"role": "user", "content": f"q{i}"},), response, up, response_finished=finished
+    )
+
+
+def test_a_thumb_joins_the_answer_of_its_prompt_and_else_makes_its_own(base):
+    some = rows(3)
+    settings = config(base)
+    decoder = reward.load_decoder(settings)
+    given = [
+        thumb(1, "good 1"),
+        thumb(2, "else", up=False),
+        thumb(7, "alone"),
+        thumb(1, "bad"),
+        thumb(1, "good 1", finished=False),
+    ]
+    tokenizer = ChatTokenizer.load(base)
+    alone = questions.encode(tokenizer, some, settings, decoder)
+    data = questions.encode(tokenizer, some, settings, decoder, None, given)
+    assert len(alone.data.response_ids) == 6
+    assert len(data.data.response_ids) == 6 + 3  # "else", "alone", and "good 1" cut off
+    assert len(data.pairs) == len(data.thumbs) == 4
+    assert data.pairs[3] == []
+    assert data.liked[0] == data.chosen[1]
+    assert data.liked[3] == data.rejected[1]
+    assert data.liked[4] not in (data.chosen[1], data.rejected[1])
+    for pairs in (alone, data):
+        texts = [tokenizer.decode(pairs.data.response_ids[int(r)]) for r in pairs.chosen]
+        assert [text.startswith(f"good {i}") for i, text in enumerate(texts)] == [True] * 3
+
+
+def test_a_thumb_counts_as_so_many_pairs_and_moves_the_bias(base):
+    """The gradient of one pair and two thumbs is that of their weighted mean loss, written out by hand."""
+    settings = config(base, source_weights=[{"source": "thumb", "weight": 0.5}], centring=0.0)
+    decoder = reward.load_decoder(settings)
+    body = reward.start(settings, decoder, [0])
+    some, given = rows(1), [thumb(0, "good 0"), thumb(0, "bad", up=False)]
+    data = questions.encode(ChatTokenizer.load(base), some, settings, decoder, None, given)
+    target = reward.Targets.of(settings, some, given, [0])
+    scores = reward.all_scores(body, data)[:, 0, 0]
+    good, bad = scores[data.chosen[0]], scores[data.rejected[0]]
+    logistic = torch.nn.functional.logsigmoid
+    pair = -(0.9 * logistic(good - bad) + 0.1 * logistic(bad - good))
+    expected = (pair - 0.5 * logistic(good) - 0.5 * logistic(-bad)) / (1 + 2 * 0.5)
+    _, figures = reward.update(body, settings, data, [0], target, some, 1)
+    assert figures["loss"] == pytest.approx(float(expected), rel=1e-4)
+    assert float(body.heads[0].bias.detach()) != 0.0
 
 
 def test_weights_have_mean_one_and_count_votes_only_where_asked():
@@ -93,7 +147,7 @@ def test_a_margin_moves_the_loss_as_its_formula_says(base):
         assert found["loss"] == pytest.approx(float(expected), abs=1e-6)
         losses.append(found["loss"])
     assert abs(losses[1] - losses[0]) > 0.1
-    off = reward.Targets.of(config(use_margins=False), rows(2, margin=1.5), [0])
+    off = reward.Targets.of(config(use_margins=False), rows(2, margin=1.5), [], [0])
     assert off.margin.tolist() == [[0.0], [0.0]]
 
 
@@ -218,3 +272,20 @@ def test_a_state_brings_back_bodies_optimizer_and_curve(base, tmp_path):
     assert fresh[1].seen == second.seen
     np.testing.assert_array_equal(fresh[1].adam.first[0], second.adam.first[0])
     assert reward.restore(fresh, RunFolder(tmp_path / "empty")) is None
+
+
+def test_a_padded_text_is_cut_to_the_positions_of_a_base_with_few(base, tmp_path):
+    """The trap of ten times the answer is longer than any answer that was trained on, and may be longer than the base can read."""
+    small = shutil.copytree(base, tmp_path / "small")
+    shape = json.loads((small / "config.json").read_text()) | {"max_position_embeddings": 64}
+    (small / "config.json").write_text(json.dumps(shape))
+    some = rows(4)
+    settings, body, data, _ = begin(small, some, first_layer=1)
+    model, _ = reward.finished_model(settings, [body], data)
+    read = reward.scorer(settings, ChatTokenizer.load(small), model)
+    assert validation.traps(read, some)["n"] == 4
+    padded = " ".join([some[0].chosen] * validation.PADDING)
+    room = 64 - len(ChatTokenizer.load(small).render(some[0].messages))
+    assert len(padded) > 64 > room > 0
+    whole, cut = read([some[0].messages], [(padded, padded[:room])])[0]
+    assert whole == pytest.approx(cut, abs=1e-5)

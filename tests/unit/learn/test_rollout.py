@@ -164,6 +164,52 @@ def test_model_log_probs_and_alternatives(decoder):
     assert [[token for token, _ in top] for top in row.top] == best.indices.tolist()
 
 
+def run_one(decoder, **options):
+    row = Row(PROMPT, Sampling(**{"max_new_tokens": 12, "seed": 2} | options), key=0)
+    loop = DecodeLoop(decoder)
+    loop.admit([row])
+    while loop.rows:
+        loop.step()
+    return row
+
+
+def test_log_probs_of_the_distribution_that_was_sampled_from(decoder):
+    """`processed`: temperature and top_k taken into account; against torch's softmax over the model's own log-probs."""
+    options = {"temperature": 0.5, "top_k": 4}
+    own, asked = run_one(decoder, **options, logprobs=6), run_one(decoder, **options, logprobs=6, processed=True)
+    assert own.ids == asked.ids
+    for own_top, top, token, logprob in zip(own.top, asked.top, asked.ids, asked.logprobs, strict=True):
+        log_p = (torch.tensor([value for _, value in own_top[:4]]) / 0.5).log_softmax(0)
+        assert [place for place, _ in top[:4]] == [place for place, _ in own_top[:4]]
+        torch.testing.assert_close(torch.tensor([value for _, value in top[:4]]), log_p, atol=1e-5, rtol=0)
+        assert [value for _, value in top[4:]] == [-math.inf] * 2
+        assert logprob == pytest.approx(dict(top)[token])
+
+
+def test_penalties_and_biases_shift_logits(decoder):
+    """At temperature 0 and by hand: a bias names the token, a presence penalty lets no token come twice, a frequency penalty none often."""
+    assert run_one(decoder, temperature=0, logit_bias=((65, 100.0),), stop_ids=()).ids == [65] * 12
+    once = run_one(decoder, temperature=0, presence_penalty=100.0, ignore_stop=True).ids
+    assert len(set(once)) == 12
+    two = run_one(decoder, temperature=0, frequency_penalty=60.0, logit_bias=((65, 100.0), (66, 100.0))).ids
+    assert sorted(two[:4]) == [65, 65, 66, 66]  # 100 and 40 are above all others, -20 is not
+    assert not {65, 66} & set(two[4:])
+    free = run_one(decoder, temperature=0).ids
+    assert free == run_one(decoder, temperature=0, logit_bias=()).ids
+    assert free != once
+
+
+def test_stop_tokens_of_a_request(decoder):
+    whole = run_one(decoder, ignore_stop=True, max_new_tokens=40)
+    assert whole.end == "length"
+    token = whole.ids[7]
+    cut = run_one(decoder, ignore_stop=True, max_new_tokens=40, stop_ids=(token,))
+    assert (cut.ids, cut.end) == (whole.ids[: whole.ids.index(token) + 1], "stop")
+    biased = {"logit_bias": ((256, 100.0),), "max_new_tokens": 3}
+    assert run_one(decoder, **biased).ids == [256]
+    assert run_one(decoder, **biased, ignore_stop=True).ids == [256] * 3
+
+
 def test_dropped_rows_leave_and_the_others_go_on(decoder):
     rows = [Row(PROMPT, Sampling(10, seed=4), key) for key in range(6)]
     alone = generate(decoder, [PROMPT], 6, Sampling(10, seed=4)).rollout.response_ids

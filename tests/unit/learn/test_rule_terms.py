@@ -1,7 +1,10 @@
 """Each rule alone, on texts whose value can be counted by hand."""
 
+import re
+
 import pytest
 
+from plaudit.errors import ConfigError
 from plaudit.learn import rule_terms
 from plaudit.learn.answers import Answers
 from plaudit.learn.configs import BlockListTerm, JsonTerm, LengthTerm, RegexTerm, RepetitionTerm, RequireTerm
@@ -16,6 +19,22 @@ def test_regex_searches_or_matches_the_whole():
     assert values(RegexTerm(name="x", pattern=r"\d+"), "room 12", "none", "") == [1, 0, 0]
     assert values(RegexTerm(name="x", pattern=r"\d+", whole=True), "room 12", "12", "12\n") == [0, 1, 0]
     assert values(RegexTerm(name="x", pattern="(?i)please"), "PLEASE wait") == [1]
+    assert values(RegexTerm(name="x", pattern="a|bc", whole=True), "abc", "bc") == [0, 1]
+    assert values(RegexTerm(name="x", pattern=r"^\p{L}+$"), "Größe", "5") == [1, 0]
+
+
+def test_a_pattern_that_backtracks_elsewhere_ends():
+    """Python's re would need some 2^5000 steps for this one."""
+    text = "a" * 5000 + "b"
+    assert values(RegexTerm(name="x", pattern="(a+)+$"), text, text[:-1]) == [0, 1]
+    assert values(RegexTerm(name="x", pattern="(a|aa)+", whole=True), text) == [0]
+
+
+@pytest.mark.parametrize("pattern", ["(", r"(a)\1", "(?=a)b", "(?<!a)b"])
+def test_a_pattern_that_cannot_be_matched_in_linear_time_is_refused(pattern):
+    with pytest.raises(ConfigError, match=f"'shape' is {re.escape(repr(pattern))}, which RE2 does not read"):
+        rule_terms.check_rule(RegexTerm(name="shape", pattern=pattern))
+    rule_terms.check_rule(RegexTerm(name="shape", pattern="(a+)+$"))
 
 
 def test_json_is_the_standard_and_not_what_python_reads_beside_it():

@@ -60,7 +60,7 @@ def test_what_is_being_done_is_said_as_it_begins(tmp_path):
     clock = Clock(run)
     with clock.phase("trunk"):
         assert json.loads(run.progress.read_text()) == {"phase": "trunk", "step": 0, "of": 0}
-        run.announce("trunk", 3, 7)
+        clock.tell("trunk")(3, 7)
         assert json.loads(run.progress.read_text()) == {"phase": "trunk", "step": 3, "of": 7}
     assert clock.seconds["trunk"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["progress.json"]

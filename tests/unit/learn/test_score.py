@@ -14,6 +14,8 @@ from plaudit.learn import score
         ("{", "line 1"),
         ('{"messages": []}', "responses"),
         ('{"messages": [], "responses": ["a"], "finished": []}', "finished"),
+        ('{"messages": [], "responses": ["a", "b"], "by_policy": [true]}', "by_policy"),
+        ('{"messages": [], "responses": [1]}', "texts"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, words):
@@ -28,11 +30,17 @@ def test_rows_are_filled_in(tmp_path):
     messages = [{"role": "user", "content": "a\u2028b"}]
     lines = [
         {"messages": messages, "response": "x"},
-        {"id": "k", "messages": messages, "responses": ["y", "z"], "finished": False},
+        {"id": "k", "messages": messages, "responses": ["y", "z"], "finished": False, "by_policy": [True, False]},
     ]
     path = tmp_path / "in.jsonl"
     path.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n\n")
     assert score.read_inputs(path) == [
-        {"id": 1, "messages": messages, "responses": ["x"], "finished": [True]},
-        {"id": "k", "messages": messages, "responses": ["y", "z"], "finished": [False, False]},
+        {"id": 1, "messages": messages, "responses": ["x"], "finished": [True], "by_policy": [True]},
+        {
+            "id": "k",
+            "messages": messages,
+            "responses": ["y", "z"],
+            "finished": [False, False],
+            "by_policy": [True, False],
+        },
     ]

@@ -14,6 +14,7 @@ from plaudit.learn.tokens import (
     at_last,
     at_predict,
     at_tokens,
+    fitted,
     from_text,
     hidden_states,
     logprobs_at,
@@ -204,3 +205,13 @@ def test_no_gradient_reaches_the_trunk_or_the_base(decoder):
     logprobs_at(decoder, hidden_states(decoder, adapter, batch, run_trunk(decoder, TOY, 2)), batch)[0].sum().backward()
     assert all(p.grad is None for p in decoder.parameters())
     assert all(p.grad is not None for p in adapter.parameters())
+
+
+def test_responses_are_fitted_to_the_positions_that_their_prompt_leaves():
+    rollout = Rollout([[1] * 6, [1] * 2], [[2] * 3, [2] * 4, [2] * 7, [2] * 8], [0, 0, 1, 1], [True] * 4)
+    found = fitted(rollout, 9)
+    assert [len(ids) for ids in found.response_ids] == [3, 3, 7, 7]
+    assert found.finished == [True, False, True, False]
+    assert fitted(rollout, 100) == rollout
+    with pytest.raises(BadInput, match="A prompt has 6 tokens, the model 6 positions"):
+        fitted(rollout, 6)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from plaudit.artifacts import PreferenceRow
+from plaudit.artifacts import PreferenceRow, VoteRow
 from plaudit.learn import validation
 from plaudit.learn.pairs_file import Pair
 
@@ -135,6 +135,20 @@ def test_agreement_with_a_drawn_person_and_with_named_ones():
     assert found["n_annotators"] == 3
     # ann's two votes agree with cy's, bob's agrees with nobody's, and ann is not compared with herself
     assert found["between"]["mean"] == pytest.approx(2 / 5)
+
+
+def test_agreement_with_single_votes_of_a_snapshot():
+    """Two rows, three people: the model is with ann twice, with bob once; a tie is nobody's side, and ann and bob part over one row."""
+    some = [row(0, family="f", chosen="x", rejected="y"), row(1, family="g", chosen="x", rejected="y")]
+    said = [(0, "ann", "chosen"), (1, "ann", "rejected"), (0, "bob", "chosen"), (1, "bob", "chosen"), (1, "cy", "tie")]
+    votes = [VoteRow(some[i].preference_id, "c", name, choice, 1.0) for i, name, choice in said]
+    votes.append(VoteRow("another row", "c", "dan", "chosen", 1.0))
+    found = validation.people(logit(0.9, 0.1), some, votes)
+    assert found["n_annotators"] == 3
+    assert {name: one["mean"] for name, one in found["by"].items()} == {"ann": 1.0, "bob": 0.5, "cy": 0.5}
+    assert found["by"]["cy"]["n"] == 0  # nothing is known of who only ties
+    assert found["annotators"]["mean"] == pytest.approx(3 / 4)
+    assert found["between"]["mean"] == pytest.approx(1 / 2)
 
 
 def by_length(prompts, answers):

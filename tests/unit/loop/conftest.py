@@ -22,9 +22,13 @@ def now() -> datetime:
     return NOW
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = open_store(f"sqlite:///{tmp_path / 'store.sqlite'}")
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """Each test of the loop runs on both databases; the second round is for `make test-slow`."""
+    on_postgresql = request.param == "postgresql"
+    opened = open_store(
+        request.getfixturevalue("postgres_store_url") if on_postgresql else f"sqlite:///{tmp_path / 'store.sqlite'}"
+    )
     yield opened
     opened.close()
 

@@ -4,9 +4,10 @@ import random
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
@@ -304,10 +305,10 @@ def test_sixteen_annotators_two_hundred_comparisons_none_beyond_its_overlap(stor
     assert store.count(Comparison, state=ComparisonState.CLOSED) == 200
 
 
-def test_two_processes_share_the_queue(store: Store, project: Project, tmp_path: Path) -> None:
-    """Two stores on one file have no lock in common but the database's own."""
+def test_two_processes_share_the_queue(store: Store, project: Project) -> None:
+    """Two stores on one database have no lock in common but the database's own."""
     evaluation(store, project, 30, overlap=1)
-    second = open_store(f"sqlite:///{tmp_path / 'store.sqlite'}")
+    second = open_store(store.url)
     crowd = people(store, project, 4)
 
     def work(where: Store, who: str) -> None:
@@ -322,6 +323,35 @@ def test_two_processes_share_the_queue(store: Store, project: Project, tmp_path:
     second.close()
     assert store.count(Annotation) == store.count(Lease) == 30
     assert store.count(Comparison, state=ComparisonState.CLOSED) == 30
+
+
+def at_once(*acts: Callable[[], Any]) -> list[Any]:
+    """What each returns, begun together."""
+    ready = threading.Barrier(len(acts))
+
+    def begin(act: Callable[[], Any]) -> Any:
+        ready.wait(30)
+        return act()
+
+    with ThreadPoolExecutor(len(acts)) as pool:
+        return list(pool.map(begin, acts))
+
+
+def test_an_annotator_who_asks_in_many_windows_at_once_holds_one_question(store: Store, project: Project) -> None:
+    evaluation(store, project, 10, overlap=3)
+    (who,) = people(store, project, 1)
+    loans = at_once(*[lambda: annotate.lend(store, project.id, who, 60, NOW)] * 6)
+    assert len({loan.lease.id for loan in loans}) == store.count(Lease) == 1
+
+
+def test_a_question_that_three_want_at_once_goes_to_all_three(store: Store, project: Project) -> None:
+    """Who finds its row locked by the others waits for them, instead of going home without a question."""
+    for batch in range(5):
+        evaluation(store, project, 1, overlap=3, batch=str(batch))
+        loans = at_once(*(partial(annotate.lend, store, project.id, who, 60, NOW) for who in people(store, project, 3)))
+        assert all(loans)
+        for loan in loans:
+            reply(store, loan)
 
 
 # --- answers -----------------------------------------------------------------------------------------------------------
@@ -356,7 +386,12 @@ def test_an_answer_is_stored_with_the_order_shown_and_replays(store: Store, proj
         ({"seconds": -1}, "seconds"),
         ({"seconds": None}, "seconds"),
         ({"lease_id": None}, "lease_id"),
-        ({"note": "x"}, "note"),
+        ({"colour": "x"}, "colour"),
+        ({"note": 5}, "note"),
+        ({"reasons": "vague"}, "reasons"),
+        ({"reasons": ["x"] * 21}, "reasons"),
+        ({"flagged": True}, "flagged"),
+        ({"verdict": "tie", "choice": None, "edit": "x"}, "edit"),
     ],
 )
 def test_a_malformed_answer_is_refused_by_field(

@@ -6,8 +6,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from plaudit.artifacts import sha256_of
 from plaudit.domain import (
@@ -335,64 +333,3 @@ def test_sixteen_clients_at_once_make_one_chain(store: Store, chat: Chat) -> Non
     follows = {row.supersedes for row in rows.values() if row.supersedes}
     assert len(follows) == len(rows) - 1  # every row but the head is superseded exactly once
     assert store.count(IdempotencyKey) == 80
-
-
-ACTS = st.lists(
-    st.tuples(
-        st.sampled_from(["ada", "bob"]),
-        st.sampled_from(["thumb", "rating", "retract-thumb", "comment"]),
-        st.integers(0, 1),  # which of two values
-        st.sampled_from([None, "k1", "k2", "k3", "k4"]),
-    ),
-    max_size=25,
-)
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(acts=ACTS)
-def test_any_interleaving_agrees_with_the_rules_written_as_a_dictionary(
-    store: Store, chat: Chat, acts: list[tuple[str, str, int, str | None]]
-) -> None:
-    """The model: `latest` per natural key (None: retracted), `used` keys with the body they came with, and a count of rows."""
-    interaction = chat()
-    prefix = interaction.id  # keys are per project, and examples share the store
-    latest: dict[tuple[str, str], Any] = {}
-    used: dict[str, Any] = {}
-    n_rows = 0
-    for actor, act, which, key in acts:
-        kind = "thumb" if act == "retract-thumb" else act
-        value: Any = {"thumb": bool(which), "rating": 1 + which, "comment": f"text {which}"}[kind]
-        value = None if act == "retract-thumb" else value
-        body = (actor, kind, value)
-        chain = (actor, kind)
-        if key in used:
-            expected = "replayed" if used[key] == body else "conflict"
-        elif kind == "comment":
-            expected = "recorded"
-        elif chain not in latest:
-            expected = "missing" if value is None else "recorded"
-        else:
-            expected = "replayed" if latest[chain] == value else "superseded"
-        try:
-            got = say(
-                store, interaction, kind, value, f"{prefix}{key}" if key else None, user=actor, retract=value is None
-            ).status
-        except Conflict:
-            got = "conflict"
-        except NotFound:
-            got = "missing"
-        assert got == expected
-        if key and expected not in ("conflict", "missing"):
-            used.setdefault(key, body)
-        if expected in ("recorded", "superseded"):
-            n_rows += 1
-            if kind != "comment":
-                latest[chain] = value
-    assert store.count(Feedback, interaction_id=interaction.id) == n_rows
-    with store.read() as tx:
-        rows = [row for row in chains.current(tx, interaction.project_id) if row.interaction_id == interaction.id]
-    standing = {(row.actor, str(row.kind)): row.value for row in rows if row.natural_key}
-    fields = {"thumb": "up", "rating": "rating"}
-    assert standing == {
-        (actor, kind): {fields[kind]: value} for (actor, kind), value in latest.items() if value is not None
-    }

@@ -167,3 +167,28 @@ def test_the_order_of_the_rows_does_not_matter_to_the_last_digit() -> None:
     first, _ = conclude(by_comparison, {}, "dawid-skene", "prj", NOW)
     second, _ = conclude(backwards, {}, "dawid-skene", "prj", NOW)
     assert sorted(first, key=key) == sorted(second, key=key)
+
+
+def test_each_criterion_is_concluded_alone() -> None:
+    """On `tone` everybody contradicts their own overall verdict; and d, who is alone against three, is unreliable in `overall` only."""
+    overall = [vote(n, who, 1 if who == "d" else 0) for n in range(8) for who in "abcd"]
+    tone = [
+        replace(
+            one,
+            annotation=replace(
+                one.annotation, id=f"{one.annotation.id}_tone", criterion="tone", choice=f"res_{n // 4}b"
+            ),
+        )
+        for n, one in enumerate(overall)
+    ]
+    drawn, report = conclude([*tone, *overall], {}, "dawid-skene", "prj", NOW)
+    alone, _ = conclude(overall, {}, "dawid-skene", "prj", NOW)
+    by_key = {(one.comparison_id, one.criterion): one for one in drawn}
+    assert len(by_key) == len({one.id for one in drawn}) == 16
+    assert [by_key[one.comparison_id, "overall"] for one in alone] == alone
+    assert by_key["cmp_0", "overall"].chosen_response_id == "res_0a"
+    assert by_key["cmp_0", "tone"].chosen_response_id == "res_0b"
+    assert (report.criterion, [one.criterion for one in report.others]) == ("overall", ["tone"])
+    reliability = {row.annotator_id: row.reliability.mean for row in report.annotators}
+    elsewhere = {row.annotator_id: row.reliability.mean for row in report.others[0].annotators}
+    assert reliability["d"] < 0.5 < elsewhere["d"]

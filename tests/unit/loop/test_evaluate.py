@@ -12,8 +12,9 @@ import pytest
 
 from plaudit.domain import Evaluation, EvaluationItem, GateVerdict, ResponseText
 from plaudit.errors import BadInput
-from plaudit.loop import evaluate
-from plaudit.loop.evaluate import GateRules, SafetyItem, Votes
+from plaudit.loop import evaluate, gates
+from plaudit.loop.evaluate import SafetyItem, Votes
+from plaudit.loop.gates import GateRules
 from plaudit.store.database import open_store
 
 
@@ -169,7 +170,7 @@ def good() -> dict[str, Any]:
 
 
 def test_a_clean_gain_passes_and_every_condition_says_its_numbers() -> None:
-    result = evaluate.gate(good())
+    result = gates.gate(good())
     assert (result.verdict, result.reasons) == (GateVerdict.PASS, ())
     assert len(result.conditions) == 12
     rate = next(c for c in result.conditions if c.name == "win rate")
@@ -209,7 +210,7 @@ def test_each_condition_fails_alone(name: str, path: tuple[str, ...], value: Any
     for part in path[:-1]:
         place = place[part]
     place[path[-1]] = value
-    result = evaluate.gate(figures)
+    result = gates.gate(figures)
     assert result.verdict == GateVerdict.FAIL
     assert [c.name for c in result.conditions if not c.passed] == [name]
     assert len(result.reasons) == 1
@@ -217,9 +218,9 @@ def test_each_condition_fails_alone(name: str, path: tuple[str, ...], value: Any
 
 def test_safety_that_was_not_measured_fails_and_other_thresholds_change_the_verdict() -> None:
     figures = {**good(), "safety": None}
-    assert list(evaluate.gate(figures).reasons) == [f"safety {suite} was not measured" for suite in evaluate.SUITES]
+    assert list(gates.gate(figures).reasons) == [f"safety {suite} was not measured" for suite in evaluate.SUITES]
     assert (
-        evaluate.gate(good(), GateRules(kl_budget=1.9))
+        gates.gate(good(), GateRules(kl_budget=1.9))
         .reasons[0]
         .startswith("kl 2.000 [2.000, 2.000] (n = 120) must be at most 1.9")
     )
@@ -228,7 +229,7 @@ def test_safety_that_was_not_measured_fails_and_other_thresholds_change_the_verd
 def test_a_record_keeps_figures_conditions_and_verdict(tmp_path: Path) -> None:
     store = open_store(f"sqlite:///{tmp_path / 's.sqlite'}")
     figures, now = good(), datetime(2026, 1, 1, tzinfo=UTC)
-    result = evaluate.gate({**figures, "kl": interval(20.0)})
+    result = gates.gate({**figures, "kl": interval(20.0)})
     made = evaluate.record_evaluation(store, "prj_default", "ckp_1", "held-out", figures, result, now)
     kept = store.get(Evaluation, made.id)
     assert kept == made

@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +28,7 @@ from plaudit.domain import (
 from plaudit.errors import BadInput, Conflict, NotFound, Refused
 from plaudit.loop import experiment, govern, release
 from plaudit.loop.experiment import Observed, Rules, ServingConfig
-from plaudit.store.database import Store, open_store
+from plaudit.store.database import Store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 P = "prj_default"
@@ -70,11 +69,10 @@ def config(stage: int = 0, salt: str = "salt") -> ServingConfig:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    opened = open_store(f"sqlite:///{tmp_path / 'store.sqlite'}")
-    govern.ensure_project(opened, NOW)
-    opened.add(LIVE, CANARY)
-    return opened
+def store(store: Store) -> Store:
+    govern.ensure_project(store, NOW)
+    store.add(LIVE, CANARY)
+    return store
 
 
 # --- assignment --------------------------------------------------------------------------------------------------------
@@ -409,11 +407,22 @@ def test_an_arm_that_is_only_used_more_is_not_called_harmful() -> None:
 def test_a_broken_assignment_holds_whatever_the_goal_says() -> None:
     lost = decide(seen(n=400, n_candidate=300))
     assert (lost.verdict, lost.figures["may_advance"]) == ("hold", False)
-    assert "equal numbers" in lost.reasons[0]
+    assert "planned numbers" in lost.reasons[0]
     assert decide(seen(n_double=6)).verdict == "promote"  # 1 % of 606
     both = decide(seen(n_double=7))
     assert "met both arms" in both.reasons[0]
     assert decide(seen(n=900, n_candidate=100)).figures["down_rate_difference"] is None
+
+
+def test_a_stop_lasts_over_looks(store: Store) -> None:
+    made = experiment.start(store, P, CANARY.id, LIVE.id, NOW)
+    candidates = [f"u{i}" for i in range(500)]
+    store.add(*(row for user in candidates for row in message(user, "candidate", made.id)))
+    assert experiment.look(store, made.id, NOW).figures["stopped"]
+    store.add(*(row for i in range(500) for row in message(f"late{i}", "control", made.id)))
+    found = experiment.look(store, made.id, NOW)
+    assert found.figures["n_users"] == {"candidate": 500, "control": 500}
+    assert (found.verdict, found.figures["decided_by"], found.figures["may_advance"]) == ("hold", "assignment", False)
 
 
 def test_the_goal_is_judged_by_its_worst_end() -> None:

@@ -19,7 +19,7 @@ from plaudit.domain import (
     Role,
     TrainingUse,
 )
-from plaudit.errors import BadInput, Conflict, Corrupt, NotFound, Refused
+from plaudit.errors import BadInput, ConfigError, Conflict, Corrupt, NotFound, Refused
 from plaudit.loop import govern
 from plaudit.loop.govern import Permission
 from plaudit.store.database import Store
@@ -140,10 +140,10 @@ def test_a_rewritten_chain_and_a_cut_tail_are_found_by_the_anchor(store: Store, 
     with store.write() as tx:
         tx.connection.execute(ENTRIES.delete().where(ENTRIES.c.seq >= 4))
     assert govern.verify_audit(store, project.id).seq == 3  # the chain alone cannot tell
-    with pytest.raises(Corrupt, match="tail was cut or rewritten"):
+    with pytest.raises(Corrupt, match="its tail was cut"):
         govern.verify_audit(store, project.id, anchor)
     chain(store, project, 2)
-    with pytest.raises(Corrupt, match="tail was cut or rewritten"):
+    with pytest.raises(Corrupt, match="written anew"):
         govern.verify_audit(store, project.id, anchor)
 
 
@@ -237,3 +237,45 @@ def test_entries_are_never_sealed_alike(store: Store, project: Project) -> None:
     assert len({entry.sha256 for entry in chain(store, project, 3)}) == 3
     with store.read() as tx:
         assert tx.connection.execute(sa.select(sa.func.count()).select_from(ENTRIES)).scalar_one() == 3
+
+
+# --- the address, and the use of keys ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.9.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.3", False),
+        ("", False),
+        ("localhost.example", False),
+    ],
+)
+def test_without_a_key_only_this_machine_may_be_listened_to(
+    store: Store, project: Project, host: str, own: bool
+) -> None:
+    assert govern.is_loopback(host) == own
+    ended, _ = govern.create_key(store, project.id, "gone", ["admin"], now=NOW)
+    govern.revoke_key(store, project.id, ended.id, NOW)
+    if own:
+        govern.check_address(store, host)
+    else:
+        with pytest.raises(ConfigError, match=r"plaudit key create NAME --role admin"):
+            govern.check_address(store, host)
+    govern.create_key(store, project.id, "app", ["application"], now=NOW)
+    govern.check_address(store, host)
+
+
+def test_the_last_use_of_a_key_never_goes_back(store: Store, project: Project) -> None:
+    first, _ = govern.create_key(store, project.id, "a", ["application"], now=NOW)
+    second, _ = govern.create_key(store, project.id, "b", ["application"], now=NOW)
+    later = NOW + timedelta(minutes=1)
+    govern.record_use(store, {first.id: later, "key_gone": NOW})
+    govern.record_use(store, {first.id: NOW, second.id: NOW})
+    assert [store.get(ApiKey, key.id).last_used_at for key in (first, second)] == [later, NOW]
+    assert store.count(AuditEntry, action="key.use") == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +28,7 @@ from plaudit.domain import (
 from plaudit.errors import BadInput
 from plaudit.loop import monitor
 from plaudit.loop.monitor import AlertRule, Direction
-from plaudit.store.database import Store, open_store
+from plaudit.store.database import Store
 from plaudit.store.monitoring import Act
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -49,10 +48,9 @@ LIVE = Release(
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    opened = open_store(f"sqlite:///{tmp_path / 'store.sqlite'}")
-    opened.add(LIVE)
-    return opened
+def store(store: Store) -> Store:
+    store.add(LIVE)
+    return store
 
 
 def turn(

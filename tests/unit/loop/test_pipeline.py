@@ -135,6 +135,21 @@ def test_a_turn_goes_from_answers_to_a_judged_candidate(store: Store, project: P
     assert store.count(Comparison, purpose=Purpose.EVALUATION) == 6
 
 
+def test_a_turn_s_policy_may_learn_from_terms_of_which_one_is_its_reward_model(store: Store, make: Make) -> None:
+    polite = {"kind": "regex", "name": "polite", "pattern": "please", "weight": 0.2}
+    people = {"kind": "model", "name": "people", "checkpoints": ["newest", "/other"]}
+    report = pipeline.run_turn(make(ppo={"reward": [people, polite]}), until="policy")
+    (run,) = store.find(Run, step="ppo")
+    folder = report.outputs["reward"]["folder"]
+    assert run.config["reward"] == [{**people, "checkpoints": [folder, "/other"]}, polite]
+    assert store.get(Checkpoint, report.outputs["policy"]["checkpoint_id"]).parent_id == run.inputs["parent_id"]
+    for useless in ([polite], "mine:own", "/some/checkpoint"):
+        with pytest.raises(BadInput, match="this turn's reward model would be trained for nothing"):
+            TurnConfig(ppo={"reward": useless})
+    with pytest.raises(BadInput, match="as an adapter beside the base"):
+        TurnConfig(ppo={"lora": None})
+
+
 def test_a_turn_may_stop_after_a_step_and_go_on(store: Store, make: Make) -> None:
     turn = make()
     report = pipeline.run_turn(turn, until="snapshot")

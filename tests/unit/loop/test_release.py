@@ -35,12 +35,11 @@ URL = "http://127.0.0.1:8485/v1"
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return project(tmp_path)
+def store(store: Store) -> Store:
+    return lived_in(store)
 
 
-def project(folder: Path) -> Store:
-    opened = open_store(f"sqlite:///{folder / 'store.sqlite'}")
+def lived_in(opened: Store) -> Store:
     govern.ensure_project(opened, NOW)
     for name in ("ada", "bo"):
         govern.person(opened, P, name, NOW)
@@ -154,6 +153,28 @@ def test_canary_needs_gate_and_approval_and_says_all_that_is_missing(store: Stor
     approve(store, second, "canary", "bo")
     with pytest.raises(Refused, match="is a canary already"):
         release.to_canary(store, P, second.id, "op", NOW)
+
+
+def test_a_release_of_a_base_without_a_known_licence_is_blocked(store: Store, tmp_path: Path) -> None:
+    for licence, blocked in (("unknown", True), ("apache-2.0", False)):
+        made = new_id(Checkpoint)
+        path = artifacts.new_folder(tmp_path, made)
+        manifest = artifacts.finish(path, "checkpoint", {"checkpoint_kind": "policy", "license": licence})
+        store.add(
+            Checkpoint(
+                id=made,
+                project_id=P,
+                kind=CheckpointKind.POLICY,
+                folder=str(path),
+                sha256=manifest.id,
+                base="b",
+                created_at=NOW,
+            )
+        )
+        offered = release.create_candidate(store, P, made, "candidate", URL, NOW)
+        with pytest.raises(Refused) as refused:
+            release.to_canary(store, P, offered.id, "ann", NOW)
+        assert any("licence" in reason for reason in refused.value.reasons) is blocked
 
 
 def test_live_needs_a_fresh_look_that_says_promote_and_a_second_person(store: Store, tmp_path: Path) -> None:
@@ -314,7 +335,7 @@ class Ledger(RuleBasedStateMachine):
         super().__init__()
         self.root = self.folder / new_id(Release)
         self.root.mkdir()
-        self.store = project(self.root)
+        self.store = lived_in(open_store(f"sqlite:///{self.root / 'store.sqlite'}"))
         self.base = release.live(self.store, P).id
         self.clock = NOW
         self.made: list[str] = []

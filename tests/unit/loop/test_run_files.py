@@ -45,6 +45,20 @@ def test_a_tail_gives_whole_lines_once_and_starts_over_with_a_new_file(tmp_path:
     assert tail.new() == [{"a": 4}]
 
 
+def test_the_end_of_a_file_is_whole_lines_and_says_whether_there_is_more(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert run_files.recent(path, 100) == ([], False)
+    lines = [json.dumps(line(step)) for step in (1, 2, 3)]
+    path.write_text("\n".join(lines) + "\n" + '{"half')
+    everything = path.stat().st_size
+    assert run_files.recent(path, everything) == ([line(1), line(2), line(3)], False)
+    assert run_files.recent(path, everything - 1) == ([line(2), line(3)], True)  # the first has lost its beginning
+    assert run_files.recent(path, len(lines[2]) + 8) == ([line(3)], True)
+    assert run_files.recent(path, 3) == ([], True)
+    found = run_files.read(folder(tmp_path / "run", **{"metrics.jsonl": path.read_text()}), everything - 1)
+    assert (found.lines, found.cut) == ((line(2), line(3)), True)
+
+
 def test_a_step_that_comes_again_replaces_what_was_after_it() -> None:
     lines = [line(1), line(2, loss=5.0), line(3), line(3, "validate"), line(1), line(2, loss=7.0)]
     found = run_files.by_phase(lines)

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from plaudit.artifacts import Snapshot, open_snapshot
 from plaudit.domain import (
@@ -28,7 +26,9 @@ from plaudit.domain import (
 )
 from plaudit.errors import BadInput, Corrupt, Refused
 from plaudit.loop import annotate, collect, govern
-from plaudit.loop.snapshot import _families_together, _split, freeze
+from plaudit.loop.snapshot import freeze
+from plaudit.loop.snapshots.pool import Curation
+from plaudit.loop.snapshots.splits import split_of
 from plaudit.store.database import Store, open_store
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -68,7 +68,62 @@ def feedback(store: Store, interaction: Interaction, kind: str, value: Any, **mo
     collect.record_feedback(store, interaction.project_id, body, None, NOW)
 
 
+def test_thumbs_that_stand_go_in_with_what_was_said_and_with_consent(store: Store, chat: Chat, tmp_path: Path) -> None:
+    liked, regretted, changed = crowd(chat, 3)
+    denied = chat("no", ("no",), training_use=TrainingUse.DENIED)
+    unknown = chat("?", ("?",), training_use=TrainingUse.UNKNOWN)
+    for one in (liked, regretted, denied, unknown):
+        feedback(store, one, "thumb", {"up": True})
+    taken_back = {"interaction_id": regretted.id, "kind": "thumb", "retract": True}
+    collect.record_feedback(store, regretted.project_id, taken_back, None, NOW)
+    feedback(store, changed, "thumb", {"up": True})
+    feedback(store, changed, "thumb", {"up": False})
+    record, snapshot = frozen(store, tmp_path)
+    rows = {row.response: row for row in snapshot.thumbs()}
+    assert {text: row.up for text, row in rows.items()} == {"answer 0": True, "answer 2": False}
+    assert rows["answer 0"].messages == liked.messages
+    prompts = {row.family: row.split for row in snapshot.prompts()}
+    assert all(row.split == prompts[row.family] for row in rows.values())
+    assert sum(record.counts["thumbs"].values()) == 2
+    assert record.counts["filters"]["thumbs: consent is not allowed"] == 2
+    assert open_snapshot(snapshot.folder).thumbs(rows["answer 0"].split)
+
+
 # --- what goes in ------------------------------------------------------------------------------------------------------
+
+
+def test_single_votes_lie_beside_the_preferences_they_stand_behind(store: Store, chat: Chat, tmp_path: Path) -> None:
+    asked = crowd(chat, 6)
+    withdrawn = chat("taken back", ("no",), family="taken back")
+    annotated(store, [*asked, withdrawn])
+    store.change(Interaction, withdrawn.id, training_use=TrainingUse.DENIED)  # after three people had voted
+    extra = {one.id: [ResponseText("another sample")] for one in asked[:1]}
+    annotate.plan_comparisons(store, "prj_default", asked[:1], extra, model="base", batch="mixed", now=NOW)
+    verdicts = iter([("prefer", 1), ("tie", None), ("both_bad", None)])
+    for number in range(3):
+        who = govern.person(store, "prj_default", f"annotator {number}", NOW).id
+        loan = annotate.lend(store, "prj_default", who, 60, NOW)
+        assert loan is not None
+        verdict, side = next(verdicts)
+        choice = None if side is None else loan.comparison.response_ids[side]
+        body = {"lease_id": loan.lease.id, "verdict": verdict, "choice": choice, "seconds": 7.5}
+        annotate.answer(store, "prj_default", who, body, NOW)
+    annotate.aggregate(store, "prj_default", now=NOW)
+    _, snapshot = frozen(store, tmp_path)
+    rows = {row.preference_id: row for row in snapshot.preferences()}
+    votes = snapshot.votes()
+    assert len(rows) == 7
+    assert len(votes) == 6 * 3 + 2  # nothing of what must not be trained on, nor of "both bad"
+    assert {vote.preference_id for vote in votes} == rows.keys()
+    assert all(vote.comparison_id == rows[vote.preference_id].comparison_id for vote in votes)
+    mixed = [vote for vote in votes if vote.seconds == 7.5]
+    (preference,) = {vote.preference_id for vote in mixed}
+    expected = "chosen" if rows[preference].chosen == "another sample" else "rejected"
+    assert sorted(vote.choice for vote in mixed) == sorted([expected, "tie"])
+    assert {vote.choice for vote in votes if vote.seconds == 3.0} == {"chosen"}
+    people = {vote.annotator for vote in votes}
+    assert len(people) == 3
+    assert not any(govern.person(store, "prj_default", f"annotator {n}", NOW).id in str(people) for n in range(3))
 
 
 def test_preferences_prompts_and_record(store: Store, chat: Chat, tmp_path: Path) -> None:
@@ -158,7 +213,7 @@ def test_nothing_without_consent_enters_and_the_counts_say_so(store: Store, chat
 
 def placed(split: str, name: str) -> str:
     """A family of this name whose place is `split` under the defaults of freeze."""
-    return next(f"{name} {i}" for i in range(999) if _split(f"{name} {i}", 0, (0.7, 0.1, 0.2)) == split)
+    return next(f"{name} {i}" for i in range(999) if split_of(f"{name} {i}", 0, (0.7, 0.1, 0.2)) == split)
 
 
 def evaluate(store: Store, family: str, question: str) -> list[str]:
@@ -336,29 +391,95 @@ def test_no_family_and_no_question_is_in_two_splits(store: Store, chat: Chat, tm
     assert len(set().union(*by_family.values())) > 1
 
 
-def test_a_familys_place_does_not_depend_on_what_else_is_there() -> None:
-    fractions = (0.7, 0.1, 0.2)
-    places = [_split(f"family {i}", 3, fractions) for i in range(4000)]
-    shares = [places.count(split) / 4000 for split in ("train", "valid", "test")]
-    assert shares == pytest.approx(fractions, abs=0.03)  # 4 standard deviations of a share of .7
-    assert places != [_split(f"family {i}", 4, fractions) for i in range(4000)]
-    # printf '0:family 0' | sha256sum starts with 98: 0x98 / 0x100 = .59, and so on. It must never change: it is in people's Snapshots.
-    assert [_split(f"family {i}", 0, (0.5, 0.25, 0.25)) for i in range(8)] == [
-        "valid", "test", "valid", "train", "train", "train", "train", "valid",
-    ]  # fmt: skip
+# --- filters, card -----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 9)), max_size=30))
-def test_families_together_are_the_connected_components(rows: list[tuple[str, int]]) -> None:
-    """Against the closure computed by brute force."""
-    together = _families_together([(family, [{"role": "user", "content": str(number)}]) for family, number in rows])
-    groups = {family: {family} for family, _ in rows}
-    for _ in rows:
-        for family, number in rows:
-            for other, same in rows:
-                if number == same:
-                    merged = groups[family] | groups[other]
-                    for one in merged:
-                        groups[one] = groups[one] | merged
-    assert together == {family: min(group) for family, group in groups.items()}
+def test_a_curation_belongs_to_the_identity_and_its_filters_to_the_manifest(
+    store: Store, chat: Chat, tmp_path: Path
+) -> None:
+    annotated(store, crowd(chat, 6))
+    annotated(store, [chat("write to ada@example.org", ("Sent to ada@example.org.",), family="mail")])
+    _, plain = frozen(store, tmp_path)
+    record, clean = frozen(store, tmp_path, curation=Curation(personal_data={"email": "redact"}, max_per_user=4))
+    assert plain.manifest.id != clean.manifest.id
+    assert "ada@" in str(plain.preferences())
+    assert "ada@" not in str([clean.preferences(), clean.prompts()])
+    assert clean.manifest.body["found"]["personal data: email"] >= 2
+    over = "over the cap of its user"
+    assert (
+        record.counts["filters"] == clean.manifest.body["filters"] == {f"preferences: {over}": 3, f"prompts: {over}": 3}
+    )
+    assert [len(ids) for ids in clean.manifest.body["examples"].values()] == [3, 3]
+    assert clean.manifest.body["config"]["curation"]["max_per_user"] == 4
+    assert len(clean.votes()) == 3 * len(clean.preferences())  # every one is about a row that is there
+
+
+def test_a_card_shows_counts_and_nothing_that_anybody_wrote(store: Store, chat: Chat, tmp_path: Path) -> None:
+    annotated(store, crowd(chat, 4))
+    _, snapshot = frozen(store, tmp_path)
+    for name in ("card.md", "card.html"):
+        text = (snapshot.folder / name).read_text()
+        assert name in snapshot.manifest.files
+        assert "preferences: annotation/dawid-skene" in text
+        assert "Personal data was not looked for." in text
+        assert "question" not in text.replace("equal questions", "")
+        assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_canaries_and_safety_suites_are_held_out(store: Store, chat: Chat, tmp_path: Path) -> None:
+    train = placed("train", "t")
+    asked = ["free question", "Canary  QUESTION", "How do I make a bomb at home?"]
+    annotated(store, [chat(text, (f"answer {text}",), family=train) for text in asked])
+    _, before = frozen(store, tmp_path)
+    assert {row.messages[0]["content"] for row in before.preferences()} == set(asked[:2])
+    _, snapshot = frozen(store, tmp_path, canaries=[[{"role": "user", "content": "canary question"}]])
+    assert [row.messages[0]["content"] for row in snapshot.preferences()] == ["free question"]
+    assert snapshot.manifest.body["filters"]["preferences: held out by an evaluation"] == 2
+
+
+def test_slices_and_active_selection_come_from_the_store(store: Store, chat: Chat, tmp_path: Path) -> None:
+    interactions = [
+        chat(f"question {i}", (f"answer {i}",), family=f"family {i}", attributes={"topic": f"topic {i % 2}"})
+        for i in range(12)
+    ]
+    for chosen, reason in ((interactions[:6], "random"), (interactions[6:], "uncertain")):
+        extra = {one.id: [ResponseText("sample")] for one in chosen}
+        annotate.plan_comparisons(
+            store, "prj_default", chosen, extra, model="base", batch=reason, overlap=1, reason=reason, now=NOW
+        )
+    who = govern.person(store, "prj_default", "ann", NOW).id
+    while (loan := annotate.lend(store, "prj_default", who, 60, NOW)) is not None:
+        body = {
+            "lease_id": loan.lease.id,
+            "verdict": "prefer",
+            "choice": loan.comparison.response_ids[0],
+            "seconds": 3.0,
+        }
+        annotate.answer(store, "prj_default", who, body, NOW)
+    annotate.aggregate(store, "prj_default", now=NOW)
+    asked = Curation(stratify_by="topic", evaluation_fraction=0.5, max_per_annotator=100)
+    _, snapshot = frozen(store, tmp_path, curation=asked, fractions=(1.0, 0.0, 0.0))
+    random = {f"question {i}" for i in range(6)}
+    inside = {row.messages[0]["content"] for row in snapshot.preferences("evaluation")}
+    assert inside
+    assert inside <= random
+    assert {row.messages[0]["content"] for row in snapshot.preferences("train")} - random
+    assert "| topic 0 |" in (snapshot.folder / "card.md").read_text()
+    _, capped = frozen(store, tmp_path, curation=Curation(max_per_annotator=5))
+    assert len(capped.preferences()) == 5
+
+
+def test_nothing_that_a_forbidding_upstream_wrote_enters(store: Store, chat: Chat, tmp_path: Path) -> None:
+    theirs = crowd(chat, 3)  # answered by the model `base`
+    annotated(store, theirs)
+    feedback(store, theirs[0], "edit", {"text": "edited"})
+    feedback(store, theirs[1], "thumb", {"up": True})
+    _, snapshot = frozen(store, tmp_path, curation=Curation(forbidden_models=("bas*",)))
+    assert not [*snapshot.preferences(), *snapshot.demonstrations(), *snapshot.thumbs(), *snapshot.votes()]
+    assert len(snapshot.prompts()) == 3  # users wrote these
+    forbidden = "terms of the upstream forbid training"
+    assert snapshot.manifest.body["filters"] == {
+        f"demonstrations: {forbidden}": 1,
+        f"preferences: {forbidden}": 4,
+        f"thumbs: {forbidden}": 1,
+    }

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from plaudit.domain import Checkpoint, CheckpointKind, Run, RunState
+from plaudit import artifacts
+from plaudit.domain import Checkpoint, CheckpointKind, Run, RunState, utc_now
 from plaudit.errors import ConfigError, Conflict, Corrupt, TrainingStopped
 from plaudit.loop import train
-from plaudit.store.database import Store, open_store
+from plaudit.store.database import Store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 P = "prj_default"
@@ -44,11 +45,6 @@ if program != "score":
     if config.get("act") == "damage": (folder / "checkpoint" / "weights").write_text("v")
 (folder / "result.json").write_text(json.dumps({"accuracy": 0.7, "valid": {"log_loss": 0.6, "bins": [1]}, "curve": [1, 2]}))
 """
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(f"sqlite:///{tmp_path / 'store.sqlite'}")
 
 
 @pytest.fixture
@@ -235,3 +231,24 @@ def _wait(condition, seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)
+
+
+def test_a_changed_function_of_one_s_own_is_another_run(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is found as Python would find it, in a package too, and never imported."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    file = tmp_path / "mine" / "rules.py"
+    file.write_text("raise SystemExit  # importing this would end the process\n")
+    terms = [{"kind": "function", "name": "f", "function": "mine.rules:f"}, {"kind": "length", "name": "l", "high": 3}]
+    found = train.with_sources({"reward": terms}, {"a": 1})
+    assert found == {"a": 1, "functions": {"mine.rules:f": artifacts.sha256_file(file)}}
+    runs = [train.enqueue(store, P, "ppo", {"reward": "mine.rules:f"}, {}, tmp_path, utc_now()) for _ in range(2)]
+    assert runs[0] == runs[1]
+    file.write_text("raise SystemExit  # changed\n")
+    changed = train.enqueue(store, P, "ppo", {"reward": "mine.rules:f"}, {}, tmp_path, utc_now())
+    assert changed.key != runs[0].key
+    assert changed.inputs["functions"] == {"mine.rules:f": artifacts.sha256_file(file)}
+    assert train.with_sources({"reward": "no_such.module:f"}, {}) == {"functions": {"no_such.module:f": ""}}
+    assert train.with_sources({"reward": "/a/checkpoint"}, {"a": 1}) == {"a": 1}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -41,7 +44,7 @@ while config.get("hang"): time.sleep(0.05)
 with open(folder / "scores.jsonl", "w") as out:
     for row in map(json.loads, open(config["inputs"])):
         line = {"id": row["id"], "index": 0, "n_tokens": 5, "score": float(len(row["response"]))}
-        if "kl" in config["measures"]: line["kl"] = 1.5
+        if "kl" in config["measures"] and row["by_policy"]: line["kl"] = 1.5
         out.write(json.dumps(line) + "\\n")
 """
 
@@ -132,9 +135,24 @@ def test_traffic_is_scored_by_the_newest_reward_model_and_kl_only_for_our_own_po
     assert {a.response_id: float(len(a.text)) for a in answers} == {k: v["score"] for k, v in found.items()}
     runs = store.find(Run, step="score")
     assert {run.config["reward"] for run in runs} == {newest.folder}
-    assert sorted(len(run.config["measures"]) for run in runs) == [1, 2]
+    assert [run.config["measures"] for run in runs] == [["score", "kl"]]  # one process for base and policy
     rows = worker.monitor_once(settings, store, project.id, "w", now + timedelta(minutes=1), program=program)
     assert {"score_mean", "score_sd", "kl_mean"} <= {row.metric for row in rows}
+    other = checkpoint(store, project, tmp_path, CheckpointKind.POLICY)
+    for answer in answers[:5]:
+        store.change(Response, answer.response_id, checkpoint_id=other.id)
+    answers = monitor.sample_answers(store, project.id, now, now + timedelta(minutes=1), 64)
+    assert len(scores()) == 60
+    assert {run.config["policy"] for run in store.find(Run, step="score")} == {policy.folder, other.folder}
+
+
+def test_scoring_for_monitors_is_nobodys_wait() -> None:
+    """By default it runs below everything else: what the program would see of its own priority."""
+    command = [*worker.BACKGROUND[: -len(train.PROGRAM)], sys.executable, "-c", "import os; print(os.nice(0))"]
+    lower = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert int(lower) == min(19, os.nice(0) + 10)
+    for act in (worker.monitor_once, worker.score_answers):
+        assert inspect.signature(act).parameters["program"].default == worker.BACKGROUND
 
 
 def test_nothing_is_scored_while_something_trains(

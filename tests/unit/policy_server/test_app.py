@@ -112,6 +112,7 @@ def test_usage_is_the_last_chunk_where_asked(base):
         ({"max_tokens": 4000}, 400, "context is 2048"),
         ({"messages": [{"role": "user", "content": "x" * 3000}], "max_tokens": None}, 400, "3003 tokens"),
         ({"n": 17}, 400, "`n`"),
+        ({"tools": [{"type": "function"}]}, 400, "`tools`"),
         ({"temperature": 3}, 400, "`temperature`"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "image_url"),
     ],
@@ -201,6 +202,162 @@ def test_an_adapter_given_at_the_start_is_there(base, policy):
         return [model["id"] for model in (await client.get("/models")).json()["data"]]
 
     assert ask(base, talk, adapters={"v1": policy}) == ["tiny", "v1"]
+
+
+def events(text):
+    return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+
+
+def test_token_ids_are_those_that_were_sampled(base):
+    """As vLLM spells it; the same ids go in again as a text completion's prompt and give the same answer."""
+    more = {"n": 2, "return_token_ids": True, "logprobs": True}
+
+    async def talk(client, server):
+        chat = (await client.post("/chat/completions", json=CHAT | more)).json()
+        streamed = (await client.post("/chat/completions", json=CHAT | more | {"stream": True})).text
+        body = {name: CHAT[name] for name in ("model", "max_tokens", "seed")} | {"n": 2, "return_token_ids": True}
+        text = (await client.post("/completions", json=body | {"prompt": chat["prompt_token_ids"]})).json()
+        return chat, events(streamed), text, server.tokenizer.render(CHAT["messages"])
+
+    chat, streamed, text, prompt = ask(base, talk)
+    assert chat["prompt_token_ids"] == prompt
+    assert text["object"] == "text_completion"
+    for index, choice in enumerate(chat["choices"]):
+        assert choice["token_ids"] == [entry["token_id"] for entry in choice["logprobs"]["content"]]
+        own = [event["choices"][0] for event in streamed if event["choices"][0]["index"] == index]
+        assert [one for event in own for one in event.get("token_ids", [])] == choice["token_ids"]
+        same = text["choices"][index]
+        assert (same["prompt_token_ids"], same["token_ids"]) == (prompt, choice["token_ids"])
+        assert (same["text"], same["finish_reason"]) == (choice["message"]["content"], choice["finish_reason"])
+    with_prompt = [event["choices"][0]["index"] for event in streamed if "prompt_token_ids" in event]
+    assert sorted(with_prompt) == [0, 1]
+    assert text["usage"] == chat["usage"]
+
+
+def test_nothing_of_token_ids_where_nobody_asks(base):
+    async def talk(client, server):
+        chat = (await client.post("/chat/completions", json=CHAT)).text
+        stream = (await client.post("/chat/completions", json=CHAT | {"stream": True})).text
+        text = (await client.post("/completions", json={"model": "tiny", "prompt": "hi"})).text
+        return chat + stream + text
+
+    assert "token_ids" not in ask(base, talk)
+
+
+def test_several_prompts_of_ids_and_texts_are_numbered_prompt_by_prompt(base):
+    """Each is what it would be alone, whole and streamed; log-probs side by side as OpenAI has them."""
+    body = {"model": "tiny", "max_tokens": 6, "seed": 5, "n": 2, "logprobs": 2, "return_token_ids": True}
+    prompts = [[104, 105], [104, 105, 106, 107]]
+
+    async def talk(client, server):
+        both = (await client.post("/completions", json=body | {"prompt": prompts})).json()
+        alone = [(await client.post("/completions", json=body | {"prompt": one})).json() for one in prompts]
+        texts = (await client.post("/completions", json=body | {"prompt": ["hi", "hijk"]})).json()
+        streamed = (await client.post("/completions", json=body | {"prompt": prompts, "stream": True})).text
+        return both, alone, texts, events(streamed)
+
+    both, alone, texts, streamed = ask(base, talk)
+    said = [
+        [(choice["token_ids"], choice["text"], choice["prompt_token_ids"]) for answer in each for choice in answer["choices"]]
+        for each in ([both], alone, [texts])
+    ]  # fmt: skip
+    assert [choice["index"] for choice in both["choices"]] == [0, 1, 2, 3]
+    assert said[0] == said[1] == said[2]
+    assert both["usage"]["prompt_tokens"] == 6
+    for choice in both["choices"]:
+        logprobs = choice["logprobs"]
+        assert len(set(map(len, logprobs.values()))) == 1
+        assert len(logprobs["tokens"]) == len(choice["token_ids"])
+        assert logprobs["text_offset"][:2] == [0, len(logprobs["tokens"][0])]
+        for token, logprob, top in zip(
+            logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True
+        ):
+            assert top[token] == logprob
+            assert len(top) in (2, 3)
+        own = [event["choices"][0] for event in streamed if event["choices"][0]["index"] == choice["index"]]
+        assert "".join(event["text"] for event in own) == choice["text"]
+        assert [one for event in own for one in event["token_ids"]] == choice["token_ids"]
+        assert [at for event in own for at in event["logprobs"]["text_offset"]] == logprobs["text_offset"]
+        assert [event["finish_reason"] for event in own][-1] == choice["finish_reason"]
+        assert ["prompt_token_ids" in event for event in own] == [True] + [False] * (len(own) - 1)
+
+
+def test_tokens_may_be_named_by_their_ids(base):
+    more = {"logprobs": True, "top_logprobs": 1, "return_tokens_as_token_ids": True}
+
+    async def talk(client, server):
+        return (await client.post("/chat/completions", json=CHAT | more)).json()["choices"][0]["logprobs"]["content"]
+
+    for entry in ask(base, talk):
+        assert entry["token"] == f"token_id:{entry['token_id']}"
+        assert entry["top_logprobs"][0]["token"].startswith("token_id:")
+
+
+def test_the_requests_own_stops_are_told(base):
+    async def talk(client, server):
+        free = (await client.post("/chat/completions", json=CHAT | {"return_token_ids": True})).json()["choices"][0]
+        token, text = free["token_ids"][4], free["message"]["content"]
+        by_token = {"stop_token_ids": [token], "return_token_ids": True}
+        return free, token, [
+            (await client.post("/chat/completions", json=CHAT | change)).json()["choices"][0]
+            for change in (by_token, {"stop": [text[2:4]]})
+        ]  # fmt: skip
+
+    free, token, (by_token, by_text) = ask(base, talk)
+    assert free["stop_reason"] is None
+    assert (by_token["stop_reason"], by_token["token_ids"][-1], by_token["finish_reason"]) == (token, token, "stop")
+    assert (by_text["stop_reason"], by_text["finish_reason"]) == (free["message"]["content"][2:4], "stop")
+
+
+def test_processed_log_probs_are_of_the_sampled_distribution(base):
+    body = CHAT | {"logprobs": True, "top_logprobs": 1, "top_k": 1}
+
+    async def talk(client, server):
+        return (await client.post("/chat/completions", json=body)).json()["choices"][0]["logprobs"]["content"]
+
+    raw, processed = ask(base, talk), ask(base, talk, processed_logprobs=True)
+    assert [entry["token_id"] for entry in raw] == [entry["token_id"] for entry in processed]
+    assert all(entry["logprob"] == pytest.approx(0, abs=1e-6) for entry in processed)
+    assert all(entry["logprob"] < -0.01 for entry in raw)
+
+
+def test_an_adapter_is_exchanged_in_its_place(base, policy, tmp_path):
+    """load_inplace: what is kept of the old one's prompts must not answer for the new one."""
+    decoder = Decoder.load(base, torch.float32)
+    other = Adapter(decoder.config, 4, 8, first_layer=1, seed=2)
+    for b in other.b.values():
+        b.data.normal_(0, 0.5, generator=torch.Generator().manual_seed(2))
+    checkpoint.save_policy(tmp_path / "v2", other, base, {}, {})
+
+    async def talk(client, server):
+        async def said():
+            body = CHAT | {"model": "v1", "temperature": 0}
+            return (await client.post("/chat/completions", json=body)).json()["choices"][0]["message"]["content"]
+
+        first = [await said(), await said()]
+        load = {"lora_name": "v1", "lora_path": str(tmp_path / "v2")}
+        statuses = [
+            (await client.post("/load_lora_adapter", json=load | more)).status_code
+            for more in (
+                {},
+                {"load_inplace": "yes"},
+                {"load_inplace": True},
+                {"lora_name": "tiny", "load_inplace": True},
+            )
+        ]
+        exchanged = await said()
+        return first, statuses, exchanged, {adapter for adapter, _ in server.engine._loop._cache.prompts._entries}
+
+    first, statuses, exchanged, kept = ask(base, talk, adapters={"v1": policy}, prompt_cache_bytes=10**8)
+
+    async def alone(client, server):
+        body = CHAT | {"model": "v2", "temperature": 0}
+        return (await client.post("/chat/completions", json=body)).json()["choices"][0]["message"]["content"]
+
+    assert statuses == [400, 400, 200, 400]
+    assert first[0] == first[1] != exchanged
+    assert len(kept) == 1  # nothing of the one that has gone
+    assert exchanged == ask(base, alone, adapters={"v2": tmp_path / "v2"})
 
 
 def test_health_follows_the_worker(base):

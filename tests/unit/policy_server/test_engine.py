@@ -118,6 +118,36 @@ def test_a_full_queue_is_said_with_a_time(decoder, base):
     assert asyncio.run(run()) > 0
 
 
+def test_a_request_is_queued_whole_or_not_at_all(decoder, base):
+    engine = Engine(decoder, ChatTokenizer.load(base), max_waiting=4)
+
+    async def run():
+        with pytest.raises(Unavailable):
+            engine.submit(job(PROMPTS[0], n=2), job(PROMPTS[1], n=3))
+
+    asyncio.run(run())
+    assert engine.load == {"running": 0, "waiting": 0}
+
+
+def test_prompts_that_were_kept_give_the_same_answers(start, decoder):
+    """Twice the same questions of a server that keeps prompts: token for token what `generate` gives."""
+    engine = start(prompt_bytes=10**7)
+
+    async def run():
+        again = []
+        for _ in range(2):
+            jobs = [job(prompt, n=2, seed=i, logprobs=0) for i, prompt in enumerate(PROMPTS)]
+            engine.submit(*jobs)
+            again.append(await asyncio.gather(*map(finish, jobs)))
+        return again
+
+    first, second = asyncio.run(run())
+    for i, (one, other) in enumerate(zip(first, second, strict=True)):
+        alone = generate(decoder, [PROMPTS[i]], 2, Sampling(16, seed=i)).rollout.response_ids
+        assert [pieces[-1].ids for pieces in one] == [pieces[-1].ids for pieces in other] == alone
+    assert engine._loop._cache.prompts.hits == 3
+
+
 def test_cancelled_jobs_leave_the_batch_and_the_queue(start):
     engine = start(max_rows=1)
 

@@ -19,7 +19,7 @@ def pieces(data, stop=(), step=1):
     out = []
     for end in range(step, len(data) + step, step):
         out.append(text.push(data[:end], last=end >= len(data)))
-        if text.stopped:
+        if text.stop is not None:
             break
     return out, text
 
@@ -41,7 +41,8 @@ def test_a_stop_string_cuts_the_text_before_it(text, stops, step):
     done = [text[: n + step] for n in range(0, len(text), step) if any(stop in text[: n + step] for stop in stops)]
     expected = text if not done else done[0][: min(at for at in (done[0].find(stop) for stop in stops) if at >= 0)]
     assert "".join(out) == expected
-    assert detokenizer.stopped == bool(done)
+    assert (detokenizer.stop is not None) == bool(done)
+    assert detokenizer.stop is None or detokenizer.stop in done[0]
 
 
 def test_half_a_character_waits_for_the_other_half():

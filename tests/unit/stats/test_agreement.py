@@ -56,6 +56,84 @@ def test_item_bootstrap_covers(name):
     assert 0.90 <= hits / 200 <= 0.99
 
 
+def test_kappa_of_pairs_is_the_mean_of_their_kappas_weighted_by_common_items(rng):
+    """Against cohen_kappa, pair by pair; the rows come shuffled, and one worker labels some items twice (no pair with oneself)."""
+    answers = rng.integers(0, 3, (3, 60))
+    answers[1] = np.where(rng.random(60) < 0.7, answers[0], answers[1])
+    shared = {(0, 1): 60, (0, 2): 20, (1, 2): 20}
+    item = np.concatenate([np.arange(60), np.arange(60), np.arange(20), np.arange(12)])
+    worker = np.concatenate([np.repeat([0, 1], 60), np.repeat(2, 20), np.repeat(2, 12)])
+    label = np.concatenate([answers[0], answers[1], answers[2, :20], answers[2, :12]])
+    rows = rng.permutation(140 + 12)
+    found = agreement.pairwise_kappa(Votes(item[rows], worker[rows], label[rows], 3), rng, n_resamples=50)
+    single = agreement.pairwise_kappa(Votes(item[:140], worker[:140], label[:140], 3), rng, n_resamples=50)
+    by_pair = {
+        pair: agreement.cohen_kappa(answers[pair[0]][:n], answers[pair[1]][:n], rng, 20) for pair, n in shared.items()
+    }
+    assert {(pair.first, pair.second): pair.n_items for pair in single.pairs} == shared
+    for pair in single.pairs:
+        assert pair.kappa.mean == pytest.approx(by_pair[pair.first, pair.second].mean, abs=1e-12)
+    expected = sum(by_pair[pair].mean * n for pair, n in shared.items()) / 100
+    assert single.mean.mean == pytest.approx(expected, abs=1e-12)
+    assert (single.n_pairs, single.n_undefined, single.min_shared) == (3, 0, agreement.MIN_SHARED)
+    assert single.mean.low < single.mean.mean < single.mean.high
+    assert {(pair.first, pair.second): pair.n_items for pair in found.pairs} == {**shared, (0, 2): 32, (1, 2): 32}
+
+
+def test_kappa_of_pairs_takes_what_there_is(rng):
+    item, worker = np.array([0, 0, 1, 1, 2, 2, 3]), np.array([0, 1, 0, 1, 0, 1, 2])
+    few = agreement.pairwise_kappa(Votes(item, worker, np.array([0, 0, 1, 1, 0, 1, 0]), 2), rng)
+    assert (few.n_pairs, few.min_shared) == (1, 2)
+    assert agreement.pairwise_kappa(Votes(np.arange(4), np.arange(4), np.array([0, 1, 0, 1]), 2), rng) is None
+    assert agreement.pairwise_kappa(Votes(item, worker, np.zeros(7, int), 2), rng) is None  # all the same: undefined
+
+
+def test_vote_pairs_are_sampled_by_item_beyond_the_limit(rng, monkeypatch):
+    monkeypatch.setattr(agreement, "MAX_VOTE_PAIRS", 100)
+    votes, _ = two_raters(rng, 400, 0.5)
+    found = agreement.pairwise_kappa(votes, rng, n_resamples=20)
+    assert found.mean.n == found.pairs[0].n_items == 100
+
+
+def grouped(rng, n_items, gap, n_workers=30):
+    """Six votes an item by two groups; on a share `gap` of the items the second group holds the opposite true."""
+    truth = rng.integers(0, 2, n_items)
+    split = rng.random(n_items) < gap
+    worker = rng.random((n_items, n_workers)).argsort(axis=1)[:, :6].ravel()
+    item, group = np.repeat(np.arange(n_items), 6), worker % 2
+    held = np.where((group == 1) & split[item], 1 - truth[item], truth[item])
+    label = np.where(rng.random(len(item)) < 0.8, held, 1 - held)
+    return Votes(item, worker, label, 2), group
+
+
+def test_groups_that_differ_show_a_gap_and_those_that_do_not_show_none(rng):
+    """Closed form at accuracy .8: two votes agree with probability .68 where they hold the same true and .32 where not."""
+    votes, group = grouped(rng, 4000, gap=0.25)
+    found = agreement.group_agreement(votes, group)
+    assert found.within.mean == pytest.approx(0.68, abs=0.02)
+    assert found.between.mean == pytest.approx(0.75 * 0.68 + 0.25 * 0.32, abs=0.02)
+    assert found.gap.low > 0.05
+    accused = sum(agreement.group_agreement(*grouped(rng, 300, gap=0.0)).gap.excludes(0.0) for _ in range(200))
+    assert accused <= 20  # 5 % of 200 and three standard errors
+
+
+def test_group_counts_leave_the_unknown_out_and_need_company():
+    votes = Votes(np.array([0, 0, 0, 1]), np.arange(4), np.array([1, 1, 0, 0]), 2)
+    np.testing.assert_array_equal(
+        agreement.group_counts(votes, np.array([0, 1, 1, -1])), [[[0, 1], [1, 1]], [[0, 0], [0, 0]]]
+    )
+    assert agreement.group_agreement(votes, np.array([0, 1, 1, -1])) is None
+
+
+def test_many_labels_go_through_in_blocks(rng, monkeypatch):
+    votes = Votes(np.repeat(np.arange(300), 3), np.tile(np.arange(3), 300), rng.integers(0, 7, 900), 7)
+    whole = agreement.agreement(votes, np.random.default_rng(0), level="ordinal", n_resamples=50)
+    monkeypatch.setattr(agreement, "_BLOCK_CELLS", 5 * 49)
+    blocks = agreement.agreement(votes, np.random.default_rng(0), level="ordinal", n_resamples=50)
+    assert blocks.alpha.mean == pytest.approx(whole.alpha.mean, abs=1e-12)
+    assert blocks.alpha.low == pytest.approx(whole.alpha.low, abs=1e-12)
+
+
 def test_guessing_is_no_agreement_and_unanimity_is_full(rng):
     guess = Votes(np.repeat(np.arange(3000), 3), np.tile(np.arange(3), 3000), rng.integers(0, 4, 9000), 4)
     report = agreement.agreement(guess, rng, level="ordinal", n_resamples=200)
@@ -96,6 +174,8 @@ def test_single_votes_are_left_out_and_one_label_has_no_alpha(rng):
         lambda v, r: agreement.agreement(v, r, level="interval", values=[1.0]),
         lambda v, r: agreement.symmetrised(v, ["a"]),
         lambda v, r: agreement.symmetrised(v, list("abcdefghij"), mirror=[0, 0]),
+        lambda v, r: agreement.agreement(Votes(v.item, v.worker, v.label, agreement.MAX_LABELS + 1), r),
+        lambda v, r: agreement.group_counts(v, np.zeros(3, int)),
         lambda v, r: agreement.cohen_kappa([1, 1, 1], [1, 1, 1], r),
         lambda v, r: agreement.cohen_kappa([1, 0, 1], [1, 1], r),
     ],

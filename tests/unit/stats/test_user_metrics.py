@@ -38,6 +38,24 @@ def test_one_message_each_is_a_plain_difference(rng):
     assert user_metrics.ratio_difference(control, ones, candidate, ones) == user_metrics.difference(control, candidate)
 
 
+def test_linearised_values_have_the_rate_and_its_error(rng):
+    counts = rng.geometric(0.3, 200)
+    sums = rng.binomial(counts, 0.2)
+    values = user_metrics.linearised(sums, counts)
+    assert values.mean() == pytest.approx(sums.sum() / counts.sum())
+    # The jackknife over users, which knows no formula.
+    left_out = (sums.sum() - sums) / (counts.sum() - counts)
+    jackknife = np.sqrt(199 / 200 * ((left_out - left_out.mean()) ** 2).sum())
+    assert values.std(ddof=1) / np.sqrt(200) == pytest.approx(jackknife, rel=0.02)
+
+
+def test_one_more_event_matters_only_where_there_are_few():
+    none = user_metrics.with_one_more_event(Difference(0.0, 0.0, 200, 200), 200, 200)
+    assert none.se == pytest.approx(np.sqrt(2) / 200)
+    many = Difference(0.01, 0.014, 1000, 1000)  # rates around .1
+    assert user_metrics.with_one_more_event(many, 1000, 1000).se == pytest.approx(many.se, rel=0.01)
+
+
 def test_stratified_weighs_by_what_each_stage_can_tell():
     stages = [Difference(1.0, 0.1, 100, 100), Difference(0.0, 0.2, 1000, 10)]
     result = user_metrics.stratified(stages)

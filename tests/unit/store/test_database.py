@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from plaudit.domain import Person, Project, Release, ReleaseState, Run, RunState, new_id
-from plaudit.errors import BadInput, Conflict, Corrupt, NotFound, Unavailable
+from plaudit.errors import BadInput, ConfigError, Conflict, Corrupt, NotFound, Unavailable
 from plaudit.store import database
 from plaudit.store.database import Store, open_store
 
@@ -27,11 +27,13 @@ def run(key: str, **more: object) -> Run:
     return replace(Run(id=new_id(Run), project_id="prj", step="ppo", key=key, turn=1, created_at=NOW), **more)  # type: ignore[arg-type]
 
 
-def test_sqlite_is_durable_patient_and_lets_readers_go_on(store: Store) -> None:
+def test_sqlite_is_durable_patient_and_lets_readers_go_on(sqlite_url: str) -> None:
+    store = open_store(sqlite_url)
     with store.read() as tx:
         said = {name: tx.connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in
                 ("journal_mode", "synchronous", "busy_timeout", "foreign_keys")}  # fmt: skip
     assert said == {"journal_mode": "wal", "synchronous": 2, "busy_timeout": 30000, "foreign_keys": 1}  # 2 is FULL
+    store.close()
 
 
 def test_what_goes_in_comes_out(store: Store) -> None:
@@ -118,24 +120,27 @@ def test_a_reader_keeps_its_view_while_others_write(store: Store) -> None:
     assert store.count(Person) == 1
 
 
-def test_a_writer_in_another_process_is_waited_for_and_then_reported(store: Store, url: str, tmp_path: Path) -> None:
+def test_a_writer_in_another_process_is_waited_for_and_then_reported(sqlite_url: str) -> None:
     """A foreign connection holds the write lock; with a short patience the answer is Unavailable, not a traceback of the driver."""
-    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    store = open_store(sqlite_url)
+    engine = sa.create_engine(sqlite_url, isolation_level="AUTOCOMMIT")
     with engine.connect() as foreign:
         foreign.exec_driver_sql("BEGIN IMMEDIATE")
-        impatient = sa.create_engine(url, connect_args={"timeout": 0})
-        hasty = Store(impatient, url)
+        impatient = sa.create_engine(sqlite_url, connect_args={"timeout": 0})
+        hasty = Store(impatient, sqlite_url)
         with pytest.raises(Unavailable, match="locked"):
             hasty.add(somebody("ann"))
         foreign.exec_driver_sql("ROLLBACK")
         hasty.close()
     engine.dispose()
     store.add(somebody("ann"))
+    store.close()
 
 
-def test_writers_of_two_processes_queue_and_none_is_lost(store: Store, url: str) -> None:
-    """Two Stores on one file share no lock but the database's: a transaction that upgraded from reading would fail at once."""
-    other = open_store(url)
+def test_writers_of_two_processes_queue_and_none_is_lost(store: Store, store_url: str) -> None:
+    """Two Stores on one database share no lock but its own: on SQLite a transaction that upgraded from reading would fail at once, on
+    PostgreSQL it would not see what the others wrote."""
+    other = open_store(store_url)
 
     def write(number: int) -> None:
         for step in range(5):
@@ -200,14 +205,15 @@ def test_a_file_that_is_no_database_is_one_sentence_and_stays_as_it_is(tmp_path:
     assert file.read_bytes() == b"this is not a database " * 100
 
 
-def test_a_database_whose_pages_are_broken_is_named(store: Store, url: str, tmp_path: Path) -> None:
+def test_a_database_whose_pages_are_broken_is_named(sqlite_url: str, tmp_path: Path) -> None:
+    store = open_store(sqlite_url)
     store.add(*(somebody(str(number)) for number in range(200)))
     store.close()
     file = tmp_path / "store.sqlite"
     kept = file.read_bytes()
     file.write_bytes(kept[:4096] + b"\xff" * (len(kept) - 4096))  # the header and the schema's first page stay
     with pytest.raises(Corrupt, match=r"store\.sqlite is no SQLite"):
-        open_store(url).find(Person)
+        open_store(sqlite_url).find(Person)
 
 
 def release(state: ReleaseState, project_id: str = "prj") -> Release:
@@ -253,3 +259,106 @@ def test_a_statement_is_built_once_per_shape(store: Store) -> None:
     for number in range(100):
         store.find(Person, name=str(number), project_id="prj")
     assert database._select.cache_info().misses == before
+
+
+# --- what only PostgreSQL has -----------------------------------------------------------------------------------------------
+
+
+def setting(tx: database.Transaction, name: str) -> str:
+    return str(tx.connection.exec_driver_sql(f"SHOW {name}").scalar_one())
+
+
+def test_postgresql_commits_are_durable_where_the_server_would_not(postgres_store_url: str) -> None:
+    engine = sa.create_engine(postgres_store_url)
+    with engine.connect() as other:
+        assert other.exec_driver_sql("SHOW synchronous_commit").scalar_one() == "off"  # the test server's default
+    engine.dispose()
+    store = open_store(postgres_store_url)
+    for transaction in (store.write(), store.write(beside_others=True)):
+        with transaction as tx:
+            assert (setting(tx, "synchronous_commit"), setting(tx, "lock_timeout")) == ("on", "30s")
+            assert (setting(tx, "transaction_isolation"), setting(tx, "transaction_read_only")) == (
+                "read committed",
+                "off",
+            )
+    with store.read() as tx:
+        assert (setting(tx, "transaction_isolation"), setting(tx, "transaction_read_only")) == ("repeatable read", "on")
+    store.close()
+
+
+def test_a_stronger_promise_of_the_server_stays(postgres_store_url: str) -> None:
+    store = open_store(postgres_store_url + "&options=-csynchronous_commit%3Dremote_apply")
+    with store.write() as tx:
+        assert setting(tx, "synchronous_commit") == "remote_apply"
+    store.close()
+
+
+def test_who_writes_alone_waits_for_the_others_and_they_for_him(postgres_store_url: str, monkeypatch) -> None:
+    monkeypatch.setattr(database, "PATIENCE_S", 0.2)
+    store, other = open_store(postgres_store_url), open_store(postgres_store_url)
+    with store.write(beside_others=True) as tx:
+        tx.add(somebody("ann"))
+        with other.write(beside_others=True) as beside:  # would wait for ever if it waited
+            beside.add(somebody("bob"))
+        with pytest.raises(Unavailable, match=r"lock timeout\); check the database server"):
+            other.add(somebody("eve"))
+    with store.write() as tx:
+        for beside_others in (True, False):
+            with pytest.raises(Unavailable, match="lock timeout"), other.write(beside_others=beside_others):
+                pass
+        assert other.count(Person) == 2  # a reader waits for nobody
+    store.close()
+    other.close()
+
+
+def test_a_connection_that_the_server_ends_is_unavailable_once(postgres, postgres_store_url: str) -> None:
+    store = open_store(postgres_store_url)
+
+    def cut_off() -> None:
+        with store.write() as tx:
+            tx.add(somebody("ann"))
+            (pid,) = tx.connection.exec_driver_sql("SELECT pg_backend_pid()").one()
+            postgres.ask(f"SELECT pg_terminate_backend({pid}, 5000)")
+            tx.count(Person)
+
+    with pytest.raises(Unavailable, match="check the database server"):
+        cut_off()
+    assert store.count(Person) == 0
+    store.add(somebody("ann"))
+    store.close()
+
+
+def test_a_server_that_only_reads_is_unavailable(postgres_store_url: str) -> None:
+    store = open_store(postgres_store_url)
+
+    def as_on_a_standby() -> None:
+        with store.write() as tx:
+            tx.connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+            tx.add(somebody("ann"))
+
+    with pytest.raises(Unavailable, match="read-only"):
+        as_on_a_standby()
+    store.close()
+
+
+def test_a_server_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(
+        Unavailable, match=r"^The store does not answer \(.*\); check the database server and try again\.$"
+    ):
+        open_store(f"postgresql://somebody@/plaudit?host={tmp_path}")
+
+
+def test_without_a_driver_the_extra_is_named(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ConfigError, match=r"plaudit\[postgres\]"):
+        open_store("postgresql://somebody@/plaudit")
+
+
+def test_other_databases_are_refused() -> None:
+    with pytest.raises(BadInput, match="SQLite or PostgreSQL, not 'mysql'"):
+        open_store("mysql://localhost/plaudit")
+
+
+def test_the_character_that_postgresql_cannot_hold_is_replaced_everywhere(store: Store) -> None:
+    store.add(somebody("a\x00b"))
+    assert [one.name for one in store.find(Person, name="a\x00b")] == ["a\ufffdb"]

@@ -8,7 +8,7 @@ import pytest
 from plaudit.domain import Feedback, FeedbackKind, new_id
 from plaudit.errors import Conflict
 from plaudit.store.database import Store
-from plaudit.store.feedback import current, head
+from plaudit.store.feedback import current, heads
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -29,9 +29,9 @@ def test_the_head_is_what_nothing_supersedes(store: Store) -> None:
         first, second, gone, row("b", 3, supersedes=gone.id, retracted=True), row(None, 4, kind=FeedbackKind.COMMENT)
     )
     with store.read() as tx:
-        found = head(tx, "b")
-        assert found is not None
-        assert (head(tx, "a"), found.retracted, head(tx, "c")) == (second, True, None)
+        found = heads(tx, [("int_1", "a"), ("int_1", "b"), ("int_1", "c")])
+        assert (found["a"], found["b"].retracted, set(found)) == (second, True, {"a", "b"})
+        assert heads(tx, [("int_2", "a")]) == heads(tx, []) == {}
         assert [one.kind for one in current(tx, "prj")] == [FeedbackKind.THUMB, FeedbackKind.COMMENT]
         assert current(tx, "prj", [FeedbackKind.THUMB]) == [second]
         assert current(tx, "prj_2") == []

@@ -61,6 +61,8 @@ def test_every_class_of_the_tree_is_mapped() -> None:
 
 
 def test_a_bug_says_nothing_of_itself() -> None:
-    response = problems.on_bug(Request({"type": "http"}), ValueError("secret"))
+    scope = {"type": "http", "method": "GET", "path": "/v1/x", "headers": [], "query_string": b"", "server": ("h", 1)}
+    response = problems.on_bug(Request(scope), ValueError("secret"))
     assert response.status_code == 500
     assert b"secret" not in bytes(response.body)
+    assert response.headers["x-content-type-options"] == "nosniff"  # nothing further out adds it

@@ -89,3 +89,19 @@ def test_a_store_that_fails_leaves_the_last_known_releases_serving(store, monkey
         assert (await configs.current(DEFAULT_PROJECT)).config.live.model == "m"
 
     asyncio.run(asyncio.wait_for(use(), 20))
+
+
+def test_a_conversation_goes_on_where_its_beginning_cannot_be_read(store) -> None:
+    release.register_base(store, DEFAULT_PROJECT, "m", "fake:", utc_now())
+
+    async def away(function, *arguments):
+        raise Unavailable("away")
+
+    async def use() -> None:
+        configs = ServingConfigs(store, run, away)
+        begin_experiment(store)
+        current = await configs.current(DEFAULT_PROJECT)
+        told = await configs.assign(current, "u-1", "c-1")
+        assert told == experiment.assign(current.config, "u-1")
+
+    asyncio.run(use())

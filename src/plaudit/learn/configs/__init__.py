@@ -18,11 +18,13 @@ from plaudit.learn.configs.online import (
     Limits,
     OnlineConfig,
     PPOConfig,
+    RolloutConfig,
     SamplingConfig,
 )
 from plaudit.learn.configs.parts import ComputeConfig, LoraConfig, OptimizerConfig
 from plaudit.learn.configs.programs import PROGRAMS
 from plaudit.learn.configs.rewards import (
+    NEWEST_CHECKPOINT,
     TERMS,
     BlockListTerm,
     FunctionTerm,
@@ -35,12 +37,15 @@ from plaudit.learn.configs.rewards import (
     RequireTerm,
     Reward,
     Term,
+    function_names,
     reward_terms,
+    with_newest,
 )
 from plaudit.learn.configs.score import ScoreConfig
-from plaudit.learn.configs.supervised import DPOConfig, HeadConfig, RewardConfig, SFTConfig
+from plaudit.learn.configs.supervised import DPOConfig, HeadConfig, RewardConfig, SFTConfig, SourceConfig
 
 __all__ = [
+    "NEWEST_CHECKPOINT",
     "PROGRAMS",
     "TERMS",
     "BestOfConfig",
@@ -67,12 +72,16 @@ __all__ = [
     "RequireTerm",
     "Reward",
     "RewardConfig",
+    "RolloutConfig",
     "SFTConfig",
     "SamplingConfig",
     "ScoreConfig",
+    "SourceConfig",
     "Term",
     "describe",
     "from_dict",
+    "function_names",
     "reward_terms",
     "to_dict",
+    "with_newest",
 ]

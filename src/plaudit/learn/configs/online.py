@@ -60,8 +60,33 @@ class KLConfig:
             )
 
 
+@dataclass(frozen=True)
+class RolloutConfig:
+    """A server that speaks vLLM's protocol and samples for `ppo` and `grpo` as token ids, with the adapter of each step (docs/scale.md)."""
+
+    url: str = option(MISSING, "its address with the version, such as http://gpu:8000/v1")
+    adapters: str = option(MISSING, "folder for each step's adapter, which the server must see under the same path")
+    logprobs: Literal["raw", "processed"] = option(
+        "raw",
+        "what its log-probs are of, vLLM's --logprobs-mode: raw are those before the temperature, so that needs to be 1 then",
+    )
+    cap: float = option(
+        2.0, "importance weights trainer/server are cut here (Yao et al. 2025, truncated importance sampling)"
+    )
+    parallel: int = option(16, "requests at a time, one for each prompt")
+    timeout_s: float = option(600.0, "for each request")
+    token_variable: str = option("", "environment variable that holds the bearer token; empty: none is sent")
+
+    def __post_init__(self) -> None:
+        check(self, "url", self.url.startswith(("http://", "https://")), "an http or https address")
+        check(self, "cap", self.cap >= 1, "at least 1")
+        at_least(self, 1, "parallel")
+        check(self, "timeout_s", self.timeout_s > 0, "above 0")
+
+
 Guard = Literal[
-    "kl", "kl_base", "gold", "disagreement", "length_change", "length_correlation", "length_share", "format", "diversity", "outliers", "traps"
+    "kl", "kl_base", "gold", "overoptimisation", "disagreement", "length_change", "length_correlation", "length_share", "format",
+    "diversity", "outliers", "traps",
 ]  # fmt: skip
 Limits = tuple[float | None, ...]
 
@@ -92,6 +117,10 @@ class GuardsConfig:
         (0.2, 2.0),
         "the judge while the score rises. warn: it gains less than this share of the score's gain; critical: it is this many standard "
         "errors below its peak",
+    )
+    overoptimisation: Limits | None = option(
+        (0.8, 1.0),
+        "with a judge: sqrt(KL) as a share of where the law d (a - b ln d), fitted to the judge's scores so far, has its peak (Gao et al. 2022)",
     )
     disagreement: Limits | None = option((1.5, 2.0), "an ensemble's, over that of the first rollout")
     length_change: Limits | None = option(
@@ -128,12 +157,17 @@ class OnlineConfig:
     reward: Reward = option(MISSING, REWARD_DOC)
     start: str = option("", "policy Checkpoint to start from, which then is the reference; empty: the base is both")
     seed: int = option(0, "order of prompts, sampling, initial weights")
-    lora: LoraConfig = option(LoraConfig, "adapter; with `start` its shape is the starting adapter's and must agree")
+    lora: LoraConfig | None = option(
+        LoraConfig,
+        "adapter; with `start` its shape is the starting adapter's and must agree; null trains the full weights of the layers from "
+        "first_layer on, beside a frozen reference",
+    )
     first_layer: int = option(
         0, "layers below run once a rollout, frozen, for policy, reference, value and reward alike"
     )
     steps: int = option(12, "rollouts, each followed by its updates; a last rollout only measures")
     sampling: SamplingConfig = option(SamplingConfig, "prompts and sampling")
+    rollout: RolloutConfig | None = option(None, "a server that samples instead of this process")
     kl: KLConfig = option(KLConfig, "penalty and budgets")
     guards: GuardsConfig = option(GuardsConfig, "what watches for a policy that fools its reward")
     epochs: int = option(2, "passes over a rollout; 4 in [HF]")
@@ -169,6 +203,15 @@ class OnlineConfig:
             check(self, name, value is None or value > 0, "above 0, or null")
         rollout = self.sampling.prompts_per_step
         check(self, "minibatches", self.minibatches <= rollout, f"at most the {rollout} prompts of a rollout")
+        if self.rollout is not None and self.lora is None:
+            raise ConfigError(
+                f"rollout names {self.rollout.url}, which takes adapters, but lora is null; train an adapter, or sample here."
+            )
+        if self.rollout is not None and self.rollout.logprobs == "raw" and self.sampling.temperature != 1:
+            raise ConfigError(
+                f"sampling.temperature is {self.sampling.temperature}, but the server's log-probs are raw, of temperature 1; start it with "
+                "--logprobs-mode processed_logprobs and set rollout.logprobs to 'processed', or sample at 1."
+            )
         judge = self.guards.judge
         if judge and any(
             judge in term.checkpoints for term in reward_terms(self.reward) if isinstance(term, ModelTerm)

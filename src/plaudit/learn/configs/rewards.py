@@ -12,6 +12,7 @@ from plaudit.errors import ConfigError
 from plaudit.learn.configs.fields import at_least, check, option
 
 KIND = "which of the terms it is"
+NEWEST_CHECKPOINT = "newest"  # in a config of the loop: the reward Checkpoint that this turn, or this home, made last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,10 @@ class ModelTerm(RewardTerm):
     """One reward model, or an ensemble; each member's score is in units of its own reference spread."""
 
     kind: Literal["model"] = option("model", KIND)
-    checkpoints: tuple[str, ...] = option(MISSING, "reward Checkpoint folders on this base; all their members together")
+    checkpoints: tuple[str, ...] = option(
+        MISSING,
+        "reward Checkpoint folders on this base; all their members together; `newest` in a turn's config: the one it has just trained",
+    )
     combine: Literal["mean", "minimum", "mean_minus_sd"] = option(
         "mean", "one score from the members' (Coste et al. 2023); the others than mean need two members"
     )
@@ -59,17 +63,10 @@ class RegexTerm(RewardTerm):
     """1 where the pattern is found in the response, else 0."""
 
     kind: Literal["regex"] = option("regex", KIND)
-    pattern: str = option(MISSING, "Python regular expression; flags go inside, such as (?i)")
+    pattern: str = option(
+        MISSING, "regular expression of RE2, whose time is linear in the text; flags go inside, such as (?i)"
+    )
     whole: bool = option(False, "the whole response must match")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        try:
-            re.compile(self.pattern)
-        except re.error as error:
-            raise ConfigError(
-                f"RegexTerm.pattern is {self.pattern!r}, which is no regular expression: {error}."
-            ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +207,31 @@ def reward_terms(reward: Reward) -> tuple[Term, ...]:
     if is_function_name(reward):
         return (FunctionTerm(name="function", function=reward),)
     return (ModelTerm(name="model", checkpoints=(reward,)),)
+
+
+def with_newest(reward: Any, folder: str) -> Any:
+    """A config's `reward`, as JSON, with `folder` in the place of every `newest`; as it is where none asks for it."""
+    if isinstance(reward, str):
+        return folder if reward == NEWEST_CHECKPOINT else reward
+    if not isinstance(reward, list | tuple):
+        return reward  # building the config says what is wrong with it
+    return [_newest_in_term(term, folder) for term in reward]
+
+
+def _newest_in_term(term: Any, folder: str) -> Any:
+    folders = term.get("checkpoints") if isinstance(term, dict) else None
+    if not isinstance(folders, list | tuple):
+        return term
+    return {**term, "checkpoints": [folder if one == NEWEST_CHECKPOINT else one for one in folders]}
+
+
+def function_names(reward: Any) -> list[str]:
+    """Own functions (`package.module:function`) that a config's `reward`, as JSON, names; sorted."""
+    if isinstance(reward, str):
+        return [reward] if is_function_name(reward) else []
+    terms = [term for term in reward if isinstance(term, dict)] if isinstance(reward, list | tuple) else []
+    found = {str(term.get("function", "")) for term in terms if term.get("kind") == "function"}
+    return sorted(name for name in found if is_function_name(name))
 
 
 def check_reward(config: Any) -> None:

@@ -25,6 +25,18 @@ class HeadConfig:
 
 
 @dataclass(frozen=True)
+class SourceConfig:
+    """What one source of Preferences counts."""
+
+    source: str = option(MISSING, "annotation, edit, choice, import, ...: what a Preference says it came from")
+    weight: float = option(MISSING, "factor on the weight of its Preferences; 0 leaves them out of training")
+
+    def __post_init__(self) -> None:
+        check(self, "source", bool(self.source), "a source's name")
+        check(self, "weight", 0 <= self.weight < math.inf, "0 or above")
+
+
+@dataclass(frozen=True)
 class ValidationConfig:
     """How much a reward model is looked at beside its held-out accuracy and calibration."""
 
@@ -77,6 +89,10 @@ class RewardConfig:
         0.01, "coefficient of (r_chosen + r_rejected)^2, which pins the free constant (Eisenstein et al. 2023)"
     )
     use_weights: bool = option(True, "weight each pair by its effective number of votes, mean 1")
+    source_weights: tuple[SourceConfig, ...] = option(
+        (),
+        "what each source counts; one that is not named counts 1, but a user's thumb (source thumb, Snapshots only) 0",
+    )
     use_margins: bool = option(
         True, "where a row has a margin, chosen must lead by more than it (Touvron et al. 2023, 3.2.2)"
     )
@@ -100,6 +116,7 @@ class RewardConfig:
         at_least(self, 1, "epochs", "batch_pairs", "members", "max_prompt_tokens", "max_response_tokens")
         check(self, "valid_fraction", 0 <= self.valid_fraction < 1, "in [0, 1)")
         self._check_source()
+        self._check_weights()
         self._check_heads()
 
     def _check_source(self) -> None:
@@ -114,6 +131,19 @@ class RewardConfig:
         if self.valid_fraction != 0.1 and (self.snapshot or self.valid_preferences):
             raise ConfigError(
                 f"RewardConfig.valid_fraction is {self.valid_fraction}, but only a single file of preferences is split; leave it out."
+            )
+
+    def _check_weights(self) -> None:
+        named = [one.source for one in self.source_weights]
+        if len(set(named)) < len(named):
+            raise ConfigError(
+                f"RewardConfig.source_weights names a source twice ({', '.join(named)}); give each one weight."
+            )
+        if named and not self.use_weights:
+            raise ConfigError("RewardConfig.source_weights is set, but use_weights is false, so no weight is read.")
+        if self.heads and "thumb" in named:
+            raise ConfigError(
+                "RewardConfig.source_weights names thumb, but a thumb has no criterion, so with heads none could read it; leave one out."
             )
 
     def _check_heads(self) -> None:

@@ -10,6 +10,7 @@ from plaudit.loop import annotate
 from plaudit.loop.annotate import Loan
 from plaudit.openai_protocol import Json
 from plaudit.web.access import key_of, person_of
+from plaudit.web.annotation_rules import rules_of
 from plaudit.web.door import door_of, read_json
 from plaudit.web.problems import json_response
 
@@ -18,7 +19,10 @@ async def lend(request: Request) -> Response:
     """POST /v1/annotation/lease: 200 the question, 204 where there is none."""
     door = door_of(request)
     project_id, person_id = key_of(request).project_id, person_of(request)
-    loan = await door.run(annotate.lend, door.store, project_id, person_id, door.settings.lease_s, utc_now())
+    rules = rules_of(door.settings)
+    loan = await door.run(
+        annotate.lend, door.store, project_id, person_id, door.settings.lease_s, utc_now(), None, rules
+    )
     return Response(status_code=204) if loan is None else json_response(_shown(loan))
 
 
@@ -42,9 +46,18 @@ async def answer(request: Request) -> Response:
     door = door_of(request)
     person_id = person_of(request)
     body = await read_json(request)
-    result = await door.run(annotate.answer, door.store, key_of(request).project_id, person_id, body, utc_now())
+    rules = rules_of(door.settings)
+    result = await door.run(annotate.answer, door.store, key_of(request).project_id, person_id, body, utc_now(), rules)
     said = {"id": result.annotation.id, "comparison_id": result.annotation.comparison_id}
     return json_response(said, 200 if result.replayed else 201)
+
+
+async def undo(request: Request) -> Response:
+    """POST /v1/annotation/undo: the last answer is taken back, and its question lent again."""
+    door = door_of(request)
+    project_id, person_id = key_of(request).project_id, person_of(request)
+    lease = await door.run(annotate.undo, door.store, project_id, person_id, door.settings.lease_s, utc_now())
+    return json_response({"lease_id": lease.id, "comparison_id": lease.comparison_id})
 
 
 async def progress(request: Request) -> Response:

@@ -1,0 +1,105 @@
+"""Abuse of feedback: who looks like it, and the quarantine that keeps their feedback out of Snapshots and metrics until it is lifted.
+
+Nothing is deleted and nobody is told: a quarantined actor's feedback is accepted, stored, and counts for nothing.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from plaudit.domain import Interaction, Quarantine, new_id
+from plaudit.errors import BadInput, Conflict, NotFound
+from plaudit.loop import govern
+from plaudit.stats import abuse as signs
+from plaudit.stats.abuse import Suspect
+from plaudit.store import feedback as chains
+from plaudit.store import monitoring
+from plaudit.store.database import Store
+
+
+def suspects(store: Store, project_id: str, since: datetime, now: datetime) -> list[Suspect]:
+    """What looks like abuse in [since, now), besides what is in quarantine already."""
+    with store.read() as tx:
+        acts = monitoring.acts(tx, project_id, since, now)
+    return signs.suspects(acts)
+
+
+def quarantine(
+    store: Store,
+    project_id: str,
+    *,
+    actor: str | None = None,
+    interaction_id: str | None = None,
+    reason: str,
+    by: str,
+    now: datetime,
+) -> Quarantine:
+    """Hold all feedback of an actor, or on an Interaction, or of that actor on that Interaction; what is there and what comes. Raises
+    BadInput (neither, or no reason), NotFound (Interaction), Conflict (it stands already)."""
+    if actor is None and interaction_id is None:
+        raise BadInput("A quarantine needs an actor or an Interaction; else it would hold everything.")
+    if not reason.strip():
+        raise BadInput("reason is empty; say in a sentence why.")
+    with store.write() as tx:
+        if interaction_id is not None and tx.first(Interaction, id=interaction_id, project_id=project_id) is None:
+            raise NotFound(f"There is no Interaction {interaction_id!r} in this project.")
+        standing = tx.first(
+            Quarantine, project_id=project_id, actor=actor, interaction_id=interaction_id, lifted_at=None
+        )
+        if standing is not None:
+            raise Conflict(
+                f"This is in quarantine already ({standing.id}, since {standing.created_at:%Y-%m-%d %H:%M} UTC)."
+            )
+        made = Quarantine(
+            id=new_id(Quarantine),
+            project_id=project_id,
+            actor=actor,
+            interaction_id=interaction_id,
+            reason=reason,
+            by=by,
+            n_feedback=0,
+            created_at=now,
+        )
+        n_feedback = chains.quarantine(tx, project_id, made)
+        tx.add(made)
+        after = {"reason": reason, "n_feedback": n_feedback}
+        govern.audit(tx, project_id, by, "system", "quarantine.add", made.id, {}, after, now)
+        return tx.change(Quarantine, made.id, n_feedback=n_feedback)
+
+
+def lift(store: Store, project_id: str, quarantine_id: str, by: str, now: datetime) -> Quarantine:
+    """Give its feedback back; lifting it twice changes nothing. Raises NotFound."""
+    with store.write() as tx:
+        found = tx.first(Quarantine, id=quarantine_id, project_id=project_id)
+        if found is None:
+            raise NotFound(f"There is no quarantine {quarantine_id!r} in this project.")
+        if found.lifted_at is not None:
+            return found
+        n_feedback = chains.give_back(tx, quarantine_id)
+        after = {"n_feedback": n_feedback}
+        govern.audit(tx, project_id, by, "system", "quarantine.lift", quarantine_id, {}, after, now)
+        return tx.change(Quarantine, quarantine_id, n_feedback=n_feedback, lifted_at=now)
+
+
+def quarantine_suspects(store: Store, project_id: str, since: datetime, now: datetime) -> list[Quarantine]:
+    """Quarantine whatever looks like abuse in [since, now), each once."""
+    reasons: dict[tuple[str | None, str | None], list[str]] = {}
+    for one in suspects(store, project_id, since, now):
+        reasons.setdefault((one.actor, one.interaction_id), []).append(f"{one.signal} ({one.n} acts)")
+    made = []
+    for (actor, interaction_id), signals in reasons.items():
+        try:
+            made.append(
+                quarantine(
+                    store,
+                    project_id,
+                    actor=actor,
+                    interaction_id=interaction_id,
+                    reason=f"looks like abuse: {', '.join(signals)}",
+                    by="worker",
+                    now=now,
+                )
+            )
+        except Conflict:  # another worker was first
+            continue
+    return made

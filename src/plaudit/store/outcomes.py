@@ -1,0 +1,71 @@
+"""Outcomes by their key, and summed per user of an experiment: the join by assignment."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from plaudit.domain import Interaction, Outcome
+from plaudit.store.database import Transaction
+from plaudit.store.schema import TABLES
+
+_OUTCOMES = TABLES[Outcome]
+_INTERACTIONS = TABLES[Interaction]
+_BY_KEY = sa.select(_OUTCOMES).where(
+    _OUTCOMES.c.project_id == sa.bindparam("project", type_=sa.Text()),
+    _OUTCOMES.c.key.in_(sa.bindparam("many", expanding=True, type_=sa.Text())),
+)
+
+
+@dataclass(frozen=True)
+class UserOutcome:
+    """What became of one user of an experiment since their first turn in it. `n` may be 0; a user seen in both arms has two rows."""
+
+    actor: str
+    arm: str
+    n: int
+    total: float
+
+
+def by_key(tx: Transaction, project_id: str, keys: Collection[str]) -> dict[str, Outcome]:
+    """Those that are recorded already, by key."""
+    rows = tx.rows(_BY_KEY, {"project": project_id, "many": sorted(keys)}) if keys else ()
+    return {row["key"]: Outcome(**row) for row in rows}
+
+
+def per_user(tx: Transaction, project_id: str, experiment_id: str, name: str) -> list[UserOutcome]:
+    """Every user of the experiment with the count and the sum of their outcomes of this name, from their first turn in that arm on;
+    what happened before the assignment cannot come from it. In order of user and arm."""
+    first = (
+        sa.select(
+            _INTERACTIONS.c.actor,
+            _INTERACTIONS.c.arm,
+            sa.func.min(_INTERACTIONS.c.created_at).label("since"),
+        )
+        .where(_INTERACTIONS.c.experiment_id == experiment_id, _INTERACTIONS.c.actor.is_not(None))
+        .group_by(_INTERACTIONS.c.actor, _INTERACTIONS.c.arm)
+        .subquery("first")
+    )
+    joined = first.outerjoin(
+        _OUTCOMES,
+        sa.and_(
+            _OUTCOMES.c.project_id == project_id,
+            _OUTCOMES.c.name == name,
+            _OUTCOMES.c.actor == first.c.actor,
+            _OUTCOMES.c.at >= first.c.since,
+        ),
+    )
+    query = (
+        sa.select(
+            first.c.actor,
+            first.c.arm,
+            sa.func.count(_OUTCOMES.c.id).label("n"),
+            sa.func.coalesce(sa.func.sum(_OUTCOMES.c.value), 0.0).label("total"),
+        )
+        .select_from(joined)
+        .group_by(first.c.actor, first.c.arm)
+        .order_by(first.c.actor, first.c.arm)
+    )
+    return [UserOutcome(row["actor"], row["arm"], int(row["n"]), float(row["total"])) for row in tx.rows(query)]
