@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import stat
 from pathlib import Path
 
 import pytest
@@ -307,3 +308,24 @@ def test_a_folder_is_published_on_s3(tmp_path: Path, monkeypatch: pytest.MonkeyP
         elsewhere(frozen(tmp_path / "made").folder, "s3://bucket/snapshots", tmp_path / "fetched")
     finally:
         server.stop()
+
+
+def test_a_secret_is_the_owner_s_and_of_two_writers_the_first_one_wins(tmp_path: Path) -> None:
+    file = tmp_path / "keys" / "some.key"
+    artifacts.write_secret(file, "one")
+    artifacts.write_secret(file, "two")
+    assert file.read_text() == "one"
+    artifacts.write_secret(file, b"three", replace=True)
+    assert file.read_bytes() == b"three"
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (file, file.parent)] == [0o600, 0o700]
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_secret_that_could_not_be_written_whole_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(artifacts.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        artifacts.write_secret(tmp_path / "some.key", "one")
+    assert list(tmp_path.iterdir()) == []

@@ -14,6 +14,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from plaudit.artifacts import write_secret
 from plaudit.cli import lock, ports
 from plaudit.cli.family import Child, Family
 from plaudit.cli.models import prepare_base
@@ -108,8 +109,7 @@ def first_key(opened: Home) -> str | None:
         return None
     file = _key_file(opened.settings)
     _, secret = govern.create_key(opened.store, opened.project_id, "first admin", [Role.ADMIN], now=utc_now())
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_private(file, secret + "\n")
+    write_secret(file, secret + "\n", replace=True)
     return secret
 
 
@@ -129,16 +129,8 @@ def first_link(opened: Home) -> str | None:
         return None
     _, _, secret = people.invite(opened.store, opened.project_id, "admin", [Role.ADMIN], utc_now())
     address = people.sign_in_link(opened.settings.service_url, secret)
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_private(file, address + "\n")
+    write_secret(file, address + "\n", replace=True)
     return address
-
-
-def write_private(file: Path, text: str) -> None:
-    """A file that only its owner can read, from its first byte on."""
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as opened:
-        opened.write(text)
 
 
 def _say(

@@ -26,7 +26,7 @@ import psutil
 
 from plaudit import settings as settings_file
 from plaudit import simulate
-from plaudit.artifacts import write_atomic
+from plaudit.artifacts import write_atomic, write_secret
 from plaudit.demo_steps.plan import MIN_NEW_PREFERENCES, MONITOR_INTERVAL_S, OVERLAP, Options
 from plaudit.domain import Json, Role, utc_now
 from plaudit.errors import AlreadyRunning, ConfigError, PlauditError, Unavailable
@@ -172,9 +172,7 @@ def _keys(demo: Demo) -> dict[str, str]:
         if name not in known:
             who = None if name == APPLICATION else name
             _, known[name] = govern.create_key(demo.store, demo.project_id, name, [role], who, now=utc_now())
-    file.parent.mkdir(mode=0o700, exist_ok=True)
-    write_atomic(file, json.dumps(known))
-    file.chmod(0o600)
+    write_secret(file, json.dumps(known), replace=True)
     return known
 
 

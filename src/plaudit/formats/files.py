@@ -30,11 +30,20 @@ _ENVELOPE = r'\s*\{{\s*(?:"[^"]+"\s*:\s*(?:-?[\d.]+|null|true|false|"[^"]*")\s*,
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that was left out, and why."""
+    """A row that was left out, and why. `line` counts from 1; in Parquet it is the row's number."""
 
     file: str
     line: int
     reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}, line {self.line}: {self.reason}"
+
+
+def read_bytes(path: Path) -> bytes:
+    """All of a file, unpacked. Raises NotFound, BadInput for a damaged archive."""
+    with _opened(path) as file:
+        return file.read()
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:

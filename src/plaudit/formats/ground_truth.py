@@ -192,8 +192,8 @@ def write_input(records: Iterable[Record], path: Path) -> LossReport:
             report.n_records += 1
             if record.ranks is not None:
                 report.lost["ranks"] += 1
-            _put(file, {"id": record.id, "source": _as_source(record)}, report)
             forget(record, (), report)
+            _put(file, {"id": record.id, "source": _as_source(record)}, report)
     return report
 
 
@@ -221,7 +221,9 @@ def write(records: Iterable[Record], path: Path, job: str = JOB) -> LossReport:
                 details["creation-date"] = kept.created_at
             line: dict[str, Any] = {"id": kept.id, "source": _as_source(kept)}
             line |= {job: {"responseRankings": list(kept.ranks or ())}, f"{job}-metadata": details}
-            line |= {name: getattr(kept, name) for name in ("annotator", "seconds") if getattr(kept, name)}
+            line |= {
+                name: getattr(kept, name) for name in ("annotator", "seconds") if getattr(kept, name) not in ("", None)
+            }
             if kept.models:
                 line["models"] = list(kept.models)
             _put(file, line, report)

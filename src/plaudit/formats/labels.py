@@ -11,7 +11,6 @@ does not follow it is drawn at random, which teaches no bias, as long as most ro
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import math
@@ -30,6 +29,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from plaudit.errors import BadInput, NotFound
+from plaudit.formats.files import Rejected, read_bytes
 from plaudit.stats.aggregate import CodedVotes, Votes
 
 Floats = NDArray[np.float64]
@@ -43,18 +43,6 @@ MAX_SHOWN = 20  # rejected rows that are listed one by one
 PLACES = {"left": 0, "first": 0, "top": 0, "right": 1, "second": 1, "last": 1, "bottom": 1}
 _WHOLE = re.compile(r"-?\d+\.0+")
 _SECONDS = r"^\d+(\.\d*)?([eE][+-]?\d+)?$"
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A row that was turned away. `line`: in the file, from 1; the row's number, from 1, in Parquet."""
-
-    file: str
-    line: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.file}, line {self.line}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -237,13 +225,8 @@ def _read(path: Path) -> _Rows:
 
 
 def _content(path: Path) -> bytes:
-    """The file's bytes, unpacked. Raises BadInput where they are no gzip or no UTF-8."""
-    content = path.read_bytes()
-    if path.name.lower().endswith(".gz"):
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError) as error:
-            raise BadInput(f"{path.name} is not a whole gzip file: {error}.") from error
+    """The file's bytes, unpacked. Raises BadInput where they are a damaged archive or no UTF-8."""
+    content = read_bytes(path)
     try:
         content.decode()
     except UnicodeDecodeError as error:

@@ -54,8 +54,8 @@ class Record:
             raise ValueError("one answer alone cannot be ranked")
         if len(self.responses) > 1 and self.ranks is None:
             raise ValueError("the answers are not judged")
-        if len(self.responses) == 2 and self.responses[0] == self.responses[1]:
-            raise ValueError("both answers are the same text")
+        if len(set(self.responses)) < len(self.responses):
+            raise ValueError("two answers are the same text")
 
     @property
     def is_pair(self) -> bool:
@@ -103,36 +103,42 @@ def forget(record: Record, held: Iterable[str], report: LossReport) -> Record:
 
 
 def pairs(record: Record, report: LossReport) -> Iterator[Record]:
-    """A ranked record as pairs, better one first in no particular order; ties and records that are not ranked are dropped, counted."""
+    """A ranked record as pairs; ties and records that are not ranked are dropped, counted."""
     if record.both_bad:
         report.dropped["both answers were called bad"] += 1
         return
     if record.ranks is None:
         report.dropped["it is labelled, not ranked" if record.label is not None else "it is not ranked"] += 1
         return
-    if len(record.responses) == 2:
-        if not record.is_pair:
+    for one in twos(record):
+        if one.is_pair:
+            yield one
+        else:
             report.dropped["a tie"] += 1
-            return
+
+
+def twos(record: Record) -> Iterator[Record]:
+    """A ranked record as questions about two answers, ties among them; what was shown first of the two stays so."""
+    assert record.ranks is not None
+    if len(record.responses) == 2:
         yield record
         return
-    if record.order is not None:
-        report.lost["order"] += 1
     for one in range(len(record.responses)):
         for two in range(one + 1, len(record.responses)):
-            if record.ranks[one] == record.ranks[two]:
-                report.dropped["a tie"] += 1
-            elif record.responses[one] == record.responses[two]:
-                report.dropped["both answers are the same text"] += 1
-            else:
-                yield replace(
-                    record,
-                    id=f"{record.id}/{one}-{two}",
-                    responses=(record.responses[one], record.responses[two]),
-                    ranks=(1, 2) if record.ranks[one] < record.ranks[two] else (2, 1),
-                    models=(record.models[one], record.models[two]) if record.models else (),
-                    order=None,
-                )
+            yield replace(
+                record,
+                id=f"{record.id}/{one}-{two}",
+                responses=(record.responses[one], record.responses[two]),
+                ranks=_places(record.ranks[one], record.ranks[two]),
+                models=(record.models[one], record.models[two]) if record.models else (),
+                order=None
+                if record.order is None
+                else ((0, 1) if record.order.index(one) < record.order.index(two) else (1, 0)),
+            )
+
+
+def _places(one: int, two: int) -> tuple[int, int]:
+    return (1, 1) if one == two else (1, 2) if one < two else (2, 1)
 
 
 def pseudonym(worker: object, salt: str) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from plaudit.formats.records import LossReport, Record, forget, messages_of, num
 
 Kind = Literal["preference", "unpaired", "completion"]
 HELD = ("probability", "weight", "criterion", "annotator")
+OF_ONE = ("weight", "criterion", "annotator")  # what still means something of one answer of a pair
 
 
 def read(path: Path, salt: str = "") -> Iterator[Record | Rejected]:
@@ -149,15 +151,14 @@ def _rows(record: Record, kind: Kind, report: LossReport) -> Iterator[Record]:
     else:
         for pair in pairs(record, report):
             report.lost["which answer it was compared with"] += 1
+            alone = forget(pair, OF_ONE, report)
             for place, index in enumerate(pair.chosen_first[: 2 if kind == "unpaired" else 1]):
-                yield Record(
+                yield replace(
+                    alone,
                     id=f"{pair.id}/{('chosen', 'rejected')[place]}",
-                    messages=pair.messages,
                     responses=(pair.responses[index],),
+                    ranks=None,
                     label=place == 0 if kind == "unpaired" else None,
-                    weight=pair.weight,
-                    criterion=pair.criterion,
-                    annotator=pair.annotator,
                 )
 
 

@@ -36,7 +36,6 @@ class Rows:
     n_other_criteria: int
     votes: list[VoteRow] = field(default_factory=list)  # single votes behind what is held out
     thumbs: list[ThumbRow] = field(default_factory=list)  # of the training split, where they have a weight
-    held_out_thumbs: list[ThumbRow] = field(default_factory=list)
 
 
 def read_rows(config: RewardConfig) -> Rows:
@@ -50,7 +49,7 @@ def read_rows(config: RewardConfig) -> Rows:
     if config.snapshot:
         snapshot = open_snapshot(Path(config.snapshot))
         rows, votes = snapshot.preferences(), snapshot.votes()
-        thumbs = snapshot.thumbs() if thumb_weight(config) else []
+        thumbs = snapshot.thumbs("train") if thumb_weight(config) else []
         train = [row for row in rows if row.split == "train"]
         held_out = [row for row in rows if row.split in ("valid", "test")]
     else:
@@ -85,8 +84,7 @@ def read_rows(config: RewardConfig) -> Rows:
         rejected,
         n_other,
         [vote for vote in votes if vote.preference_id in shown],
-        [thumb for thumb in thumbs if thumb.split == "train"],
-        [thumb for thumb in thumbs if thumb.split in ("valid", "test")],
+        thumbs,
     )
 
 

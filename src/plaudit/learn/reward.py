@@ -68,8 +68,8 @@ def sources_of(config: RewardConfig, rows: Sequence[PreferenceRow], n_thumbs: in
     """source -> {n, weight}: how many training pairs came from where, and what each counts."""
     said = {one.source: one.weight for one in config.source_weights}
     counts = Counter(row.source for row in rows)
-    found = {source: {"n": float(n), "weight": said.get(source, 1.0)} for source, n in sorted(counts.items())}
-    return found | ({THUMB: {"n": float(n_thumbs), "weight": thumb_weight(config)}} if n_thumbs else {})
+    found = {source: {"n": n, "weight": said.get(source, 1.0)} for source, n in sorted(counts.items())}
+    return found | ({THUMB: {"n": n_thumbs, "weight": thumb_weight(config)}} if n_thumbs else {})
 
 
 # --- training ---------------------------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def train(config: RewardConfig, run: RunFolder) -> dict[str, Any]:
     with clock.phase("trunk"):
         tell = clock.tell("trunk")
         data = encode(tokenizer, rows.train, config, decoder, tell, rows.thumbs)
-        test = encode(tokenizer, rows.held_out, config, decoder, tell, rows.held_out_thumbs) if rows.held_out else None
+        test = encode(tokenizer, rows.held_out, config, decoder, tell) if rows.held_out else None
     curve = learn(config, run, clock, bodies, data, test, rows)
     with clock.phase("normalise"):
         model, normalisation = finished_model(config, bodies, data)

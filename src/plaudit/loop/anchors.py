@@ -23,7 +23,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
-from plaudit.artifacts import canonical
+from plaudit.artifacts import canonical, write_secret
 from plaudit.errors import Corrupt
 from plaudit.loop.govern import EMPTY_CHAIN, AuditHead, verify_audit
 from plaudit.store.audit import newest
@@ -142,14 +142,8 @@ def _sign(key: bytes, one: Anchor) -> str:
 def _key(home: Path) -> bytes:
     """Made at its first use; two processes that start at once take the first one's."""
     file = home / KEY
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as made:
-            made.write(secrets.token_hex(32))
-            made.flush()
-            os.fsync(made.fileno())
-    except FileExistsError:
-        pass
+    if not file.exists():
+        write_secret(file, secrets.token_hex(32))
     try:
         key = bytes.fromhex(file.read_text())
     except ValueError as error:

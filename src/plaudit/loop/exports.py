@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from plaudit.artifacts import open_snapshot
+from plaudit.artifacts import DemonstrationRow, PreferenceRow, ThumbRow, open_snapshot
 from plaudit.formats.records import Record
 
 
 def snapshot_records(folder: Path, split: str = "") -> Iterator[Record]:
-    """Preferences, then Demonstrations of a Snapshot (of one split, or all), verified first. Raises NotFound, Corrupt."""
+    """Preferences, Demonstrations, then thumbs of a Snapshot (of one split, or all), verified first. Raises NotFound, Corrupt."""
     snapshot = open_snapshot(folder)
     for row in snapshot.preferences():
         if split in ("", row.split):
@@ -22,7 +22,7 @@ def snapshot_records(folder: Path, split: str = "") -> Iterator[Record]:
                 probability=row.probability,
                 weight=row.weight,
                 criterion=row.criterion,
-                meta={"source": row.source, "family": row.family, "split": row.split},
+                meta=_meta(row, chosen_cut_off=not row.chosen_finished, rejected_cut_off=not row.rejected_finished),
             )
     for approved in snapshot.demonstrations():
         if split in ("", approved.split):
@@ -30,5 +30,20 @@ def snapshot_records(folder: Path, split: str = "") -> Iterator[Record]:
                 id=approved.demonstration_id,
                 messages=approved.messages,
                 responses=(approved.response,),
-                meta={"source": approved.source, "family": approved.family, "split": approved.split},
+                meta=_meta(approved),
             )
+    for thumb in snapshot.thumbs():
+        if split in ("", thumb.split):
+            yield Record(
+                id=thumb.thumb_id,
+                messages=thumb.messages,
+                responses=(thumb.response,),
+                label=thumb.up,
+                meta=_meta(thumb, cut_off=not thumb.response_finished),
+            )
+
+
+def _meta(row: PreferenceRow | DemonstrationRow | ThumbRow, **marks: bool) -> dict[str, str]:
+    """Where a row came from, and the marks that it bears."""
+    told = {"source": row.source, "family": row.family, "split": row.split}
+    return told | {name: "true" for name, borne in marks.items() if borne}

@@ -15,7 +15,6 @@ import binascii
 import hashlib
 import hmac
 import json
-import os
 import secrets
 import threading
 from collections.abc import Collection, Mapping
@@ -23,7 +22,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from plaudit.artifacts import canonical, write_atomic
+from plaudit.artifacts import canonical, write_secret
 from plaudit.domain import FeedbackKind
 from plaudit.errors import ConfigError, Corrupt, Unauthorized
 
@@ -139,7 +138,7 @@ class KeyRing:
             return known[1]
         with self._lock:
             if stamp is None:
-                _write(self._file, [_new_key()], replace=False)
+                write_secret(self._file, json.dumps([_new_key()]))
                 stamp = _stamp(self._file)
             ring = _read(self._file)
             self._known = (stamp or (0, 0), ring)
@@ -154,7 +153,8 @@ class KeyRing:
             )
         before = list(self.current().keys.items())
         key = _new_key()
-        _write(self._file, [key, *((id, secret.hex()) for id, secret in before)][:KEYS_KEPT], replace=True)
+        kept = [key, *((id, secret.hex()) for id, secret in before)][:KEYS_KEPT]
+        write_secret(self._file, json.dumps(kept), replace=True)
         return key[0]
 
 
@@ -172,21 +172,6 @@ def _from_setting(text: str) -> Ring:
 
 def _new_key() -> tuple[str, str]:
     return f"k{secrets.token_hex(4)}", secrets.token_hex(32)
-
-
-def _write(file: Path, keys: list[tuple[str, str]], replace: bool) -> None:
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not replace:  # two processes may start at once: the first one's key holds
-        try:
-            with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as made:
-                made.write(json.dumps(keys))
-                made.flush()
-                os.fsync(made.fileno())
-        except FileExistsError:
-            pass
-        return
-    write_atomic(file, json.dumps(keys))
-    file.chmod(0o600)
 
 
 def _read(file: Path) -> Ring:

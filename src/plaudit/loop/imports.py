@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from itertools import islice
@@ -34,7 +34,7 @@ from plaudit.domain import (
     Verdict,
 )
 from plaudit.formats.files import Rejected
-from plaudit.formats.records import LossReport, Record, pairs
+from plaudit.formats.records import Record, twos
 from plaudit.loop.prompts import default_family
 from plaudit.store.database import Store, Transaction
 
@@ -137,7 +137,7 @@ class _Rows:
 
     def _judged(self, record: Record) -> None:
         interaction = self._interaction(record)
-        for one in _questions(record):
+        for one in twos(record):
             responses = [self._response(interaction, one, index) for index in range(2)]
             who = self._person(one.annotator)
             # Nobody's judgements are one each; a person's meet others' of the same question
@@ -255,14 +255,6 @@ class _Rows:
         """A hash of what the row is about, in the form of our ids; it sorts before all that were made here."""
         digest = hashlib.sha256(sha256_of([self._common["project_id"], *parts]).encode()).hexdigest()
         return f"{PREFIXES[kind]}_0{digest[:20]}"
-
-
-def _questions(record: Record) -> Iterator[Record]:
-    """The pairs that were judged: a ranking's pairs but its ties, two answers as they are."""
-    if len(record.responses) == 2:
-        yield record
-    else:
-        yield from pairs(record, LossReport())
 
 
 def _verdict(record: Record, responses: Sequence[Response]) -> tuple[Verdict, str | None]:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from plaudit.errors import BadInput
 from plaudit.formats import labels as files
-from plaudit.formats.labels import Answers, LabelFile, Rejected
+from plaudit.formats.files import Rejected
+from plaudit.formats.labels import Answers, LabelFile
 from plaudit.stats.aggregate import Aggregate, Method, aggregate, credit, expected_counts, majority
 from plaudit.stats.agreement import (
     Agreement,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import secrets
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 from starlette.responses import Response
 
+from plaudit.artifacts import write_secret
 from plaudit.domain import Person, utc_now
 from plaudit.errors import Corrupt, Forbidden, Unauthorized
 from plaudit.loop import govern, people
@@ -32,17 +32,7 @@ def load_secret(home: Path) -> bytes:
     """The home's cookie secret (32 bytes, HOME/keys/cookie.key, mode 600), made where it is missing. Raises Corrupt."""
     file = home / "keys" / "cookie.key"
     if not file.exists():
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        own = file.with_name(f"cookie.key.{os.getpid()}")
-        descriptor = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as opened:
-            opened.write(secrets.token_bytes(32))
-        try:
-            os.link(own, file)  # of two services that start at once, one wins and both read the same
-        except FileExistsError:
-            pass
-        finally:
-            own.unlink()
+        write_secret(file, secrets.token_bytes(32))
     secret = file.read_bytes()
     if len(secret) != 32:
         raise Corrupt(f"{file} has {len(secret)} bytes instead of 32; delete it (everybody signs in anew).")

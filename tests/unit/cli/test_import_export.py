@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from plaudit.artifacts import PreferenceRow, ThumbRow, write_snapshot
 from plaudit.cli.main import plaudit
 from plaudit.domain import DEFAULT_PROJECT, Annotation, Comparison, Feedback, Interaction, Person, TrainingUse, utc_now
+from plaudit.formats import catalogue
 from plaudit.formats.records import Record, pseudonym
 from plaudit.loop import annotate, govern, imports, snapshot
+from plaudit.loop.exports import snapshot_records
 from plaudit.store.database import Store, open_store
 
 ROWS = [
@@ -126,7 +129,7 @@ def test_rankings_ties_thumbs_and_approved_answers(store: Store) -> None:
         record(id="u", responses=("f",), ranks=None, label=False, annotator=pseudonym("a", "s")),
         record(id="d", responses=("g",), ranks=None),
     )
-    assert sorted(row.verdict for row in store.find(Annotation)) == ["prefer", "prefer", "tie"]
+    assert sorted(row.verdict for row in store.find(Annotation)) == ["prefer", "prefer", "tie", "tie"]
     (thumb,) = store.find(Feedback)
     assert thumb.value == {"up": False}
     assert report.n_rejected == 1
@@ -143,3 +146,27 @@ def test_without_consent_nothing_of_an_import_is_trained_on(store: Store, tmp_pa
         snapshot.freeze(store, DEFAULT_PROJECT, tmp_path, now=utc_now())
     assert store.count(Comparison) == 5
     assert store.count(Person) == 1
+
+
+def test_a_snapshot_gives_its_thumbs_and_says_what_was_cut_off(tmp_path: Path) -> None:
+    messages = ({"role": "user", "content": "q?"},)
+    pair = PreferenceRow(
+        "p1", "", "overall", "f", "train", messages, "a", "b", 0.9, 2.0, "choice", rejected_finished=False
+    )
+    thumbs = [
+        ThumbRow(f"t{n}", "f", "train", messages, text, up) for n, (text, up) in enumerate([("c", True), ("d", False)])
+    ]
+    folder = write_snapshot(tmp_path, [pair], [], [], config={}, body={}, thumbs=thumbs).folder
+    rows = list(snapshot_records(folder))
+    assert [row.label for row in rows] == [None, True, False]
+    assert rows[0].meta["rejected_cut_off"] == "true"
+    assert "chosen_cut_off" not in rows[0].meta
+    report = catalogue.writer("trl-unpaired")(rows, tmp_path / "kto.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "kto.jsonl").read_text().splitlines()]
+    assert [(line["completion"][0]["content"], line["label"]) for line in lines] == [
+        ("a", True), ("b", False), ("c", True), ("d", False),
+    ]  # fmt: skip
+    # a pair's probability means nothing of one of its answers; its weight does
+    assert report.lost == {"which answer it was compared with": 1, "probability": 1, "meta": 3}
+    assert [line.get("weight") for line in lines] == [2.0, 2.0, None, None]
+    assert list(snapshot_records(folder, "test")) == []

@@ -11,7 +11,7 @@ import pytest
 
 from plaudit.errors import BadInput, NotFound
 from plaudit.formats import labels
-from plaudit.formats.labels import Rejected
+from plaudit.formats.files import Rejected
 
 ROWS = [("q1", "ann", "cat"), ("q1", "bob", "dog"), ("q2", "ann", "dog"), ("q2", "bob", "dog"), ("q3", "cyd", "cat")]
 
@@ -134,7 +134,7 @@ def test_unknown_columns_are_named_and_missing_ones_too(tmp_path) -> None:
         ("item,item,label\n1,2,3\n", "a.csv", "names a column twice"),
         ("item,Item ,label\n1,2,3\n", "a.csv", "names a column twice"),
         ("item,worker,label\n", "a.xlsx", "extension"),
-        (b"\x1f\x8b\x08\x00", "a.csv.gz", "not a whole gzip"),
+        (b"\x1f\x8b\x08\x00", "a.csv.gz", "a.csv.gz is damaged"),
         (b"PAR1", "a.parquet", "cannot be read as a table"),
         ("{", "a.jsonl", "a.jsonl, line 1: it is not JSON"),
     ],

@@ -169,6 +169,8 @@ def test_a_source_counts_what_the_config_says(tmp_path):
         ({"source_weights": said * 2}, "names a source twice"),
         ({"source_weights": said, "use_weights": False}, "no weight is read"),
         ({"source_weights": [{"source": "edit", "weight": -1}]}, "0 or above"),
+        ({"source_weights": [{"source": "thumb", "weight": 1}], "preferences": "p", "snapshot": ""}, "holds none"),
+        ({"source_weights": [{"source": "thumb", "weight": 1}], "heads": [{"criterion": "kind"}]}, "has no criterion"),
     ):
         with pytest.raises(ConfigError, match=word):
             config(**wrong)

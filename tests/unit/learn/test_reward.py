@@ -81,7 +81,8 @@ def test_a_thumb_joins_the_answer_of_its_prompt_and_else_makes_its_own(base):
 
 def test_a_thumb_counts_as_so_many_pairs_and_moves_the_bias(base):
     """The gradient of one pair and two thumbs is that of their weighted mean loss, written out by hand."""
-    settings = config(base, source_weights=[{"source": "thumb", "weight": 0.5}], centring=0.0)
+    said = [{"source": "thumb", "weight": 0.5}]
+    settings = config(base, preferences="", snapshot="s", source_weights=said, centring=0.0)
     decoder = reward.load_decoder(settings)
     body = reward.start(settings, decoder, [0])
     some, given = rows(1), [thumb(0, "good 0"), thumb(0, "bad", up=False)]

@@ -141,6 +141,10 @@ class RewardConfig:
             )
         if named and not self.use_weights:
             raise ConfigError("RewardConfig.source_weights is set, but use_weights is false, so no weight is read.")
+        if self.preferences and "thumb" in named:
+            raise ConfigError(
+                "RewardConfig.source_weights names thumb, but a file of preferences holds none; give a snapshot, or leave it out."
+            )
         if self.heads and "thumb" in named:
             raise ConfigError(
                 "RewardConfig.source_weights names thumb, but a thumb has no criterion, so with heads none could read it; leave one out."
