@@ -340,23 +340,25 @@ async def _patiently(backend: Backend, body: Json, patience: int) -> Json:
 
 def sample(
     url: str,
-    model: str,
+    model: str | Sequence[str],
     conversations: Sequence[Sequence[Mapping[str, Any]]],
     n: int = 1,
     *,
-    concurrency: int = 64,
+    concurrency: int = 128,
     progress: Callable[[int], None] | None = None,
     **sampling: Any,
 ) -> list[Answer]:
-    """`n` responses of `model` to each conversation. `sampling`: temperature, max_tokens, seed, logprobs ... of the protocol.
+    """`n` responses of `model` (one for all, or one for each) to each conversation. `sampling`: temperature, max_tokens, seed, logprobs ... of
+    the protocol.
 
     A `seed` is the seed of the whole: request i gets `seed + i`.
     """
     seed = sampling.pop("seed", None)
+    models = [model] * len(conversations) if isinstance(model, str) else model
     requests = [
-        {"model": model, "messages": list(messages), "n": n, **sampling}
+        {"model": name, "messages": list(messages), "n": n, **sampling}
         | ({} if seed is None else {"seed": seed + place})
-        for place, messages in enumerate(conversations)
+        for place, (name, messages) in enumerate(zip(models, conversations, strict=True))
     ]
     return complete_many(url, requests, concurrency=concurrency, progress=progress)
 

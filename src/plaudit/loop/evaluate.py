@@ -92,16 +92,8 @@ def sample_pairs(
     `progress` hears the number of answers so far, of 2 n. Raises UpstreamError.
     """
     conversations = [messages for messages, _ in prompts]
-    answers = []
-    for place, model in enumerate((candidate_model, base_model)):
-
-        def tell(done: int, before: int = place * len(prompts)) -> None:
-            if progress is not None:
-                progress(before + done)
-
-        seed = sampling.get("seed")
-        own = {**sampling} if seed is None else {**sampling, "seed": seed + place * len(prompts)}
-        answers.append(backends.sample(url, model, conversations, progress=tell, **own))
+    models = [candidate_model] * len(prompts) + [base_model] * len(prompts)  # in one go: the server's batches stay full
+    answers = backends.sample(url, models, [*conversations, *conversations], progress=progress, **sampling)
     return [
         EvaluationItem(
             messages=tuple(dict(message) for message in messages),
@@ -113,7 +105,9 @@ def sample_pairs(
             first_model=candidate_model,
             second_model=base_model,
         )
-        for (messages, family), first, second in zip(prompts, *answers, strict=True)
+        for (messages, family), first, second in zip(
+            prompts, answers[: len(prompts)], answers[len(prompts) :], strict=True
+        )
     ]
 
 
