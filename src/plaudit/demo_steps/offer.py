@@ -34,7 +34,7 @@ from plaudit.loop import experiment, govern, release
 from plaudit.loop.experiment import Look, Rules
 from plaudit.stats.assignment import arm_for, bucket, enrol
 
-SWITCH_S = 10.0  # a gateway reads the ledger twice a second
+SWITCH_S = 60.0  # a gateway reads the ledger twice a second; a busy machine takes longer
 FIRST_EXPERIMENTER = "canary"  # users of the experiment are called canary-0000 ...
 
 

@@ -21,7 +21,7 @@ ANGRY, CALM = -4.0, 1.5  # log-odds added to a thumbs-up: an angry crowd, a cont
 RULE = "satisfaction_fell"
 METRIC = "thumbs_up_rate"
 ROUNDS = 4  # of visits, until the alert follows the mood
-MEASURED_S = 60.0
+MEASURED_S = 600.0  # a busy machine is slow, not broken
 NEXT_TURN = "turn-2"
 
 
