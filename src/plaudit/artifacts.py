@@ -5,7 +5,8 @@ every other file with its sha256 and size. `verify` reads every byte again. A Sn
 config, so the same inputs give the same id on any machine, while the file hashes (Parquet writers differ) stand beside it.
 
     snapshot/    preferences.parquet  demonstrations.parquet  prompts.parquet  manifest.json
-                 votes.parquet (where annotators voted)  thumbs.parquet (where users left thumbs)  card.md  card.html
+                 votes.parquet (where annotators voted)  thumbs.parquet (where users left thumbs)
+                 provenance.parquet (consent, licences and terms of every row)  card.md  card.html
     checkpoint/  adapter_model.safetensors adapter_config.json (PEFT) or model.safetensors, head.safetensors, card.md, manifest.json
     run/         config.json  metrics.jsonl  state/  checkpoint/
 
@@ -16,16 +17,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import marshal
 import os
 import shutil
 import tempfile
 import uuid
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, fields
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
 
 from plaudit.errors import BadInput, Conflict, Corrupt, NotFound
 
@@ -102,11 +107,26 @@ class ThumbRow:
     response_finished: bool = True  # False: cut off at the token limit
 
 
-Row = TypeVar("Row", PreferenceRow, DemonstrationRow, PromptRow, VoteRow, ThumbRow)
+@dataclass(frozen=True)
+class ProvenanceRow:
+    """By what right a row of another table may be trained on. Names of models and their licences stand in the same order."""
+
+    row_id: str
+    consent: str  # allowed
+    imported: str  # name of the import; "" where the application's own users said it
+    licence: str  # of the data
+    models: str  # that wrote its answers, with commas
+    model_licences: str
+    terms: str  # allowed | unknown: whether the terms of import and models allow training
+
+
+Row = TypeVar("Row", PreferenceRow, DemonstrationRow, PromptRow, VoteRow, ThumbRow, ProvenanceRow)
 TABLES: dict[str, type] = {"preferences": PreferenceRow, "demonstrations": DemonstrationRow, "prompts": PromptRow}
 VOTES = "votes"  # a table beside them, where there are annotators
 THUMBS = "thumbs"  # and one where there are thumbs
-OPTIONAL: dict[str, type] = {VOTES: VoteRow, THUMBS: ThumbRow}  # tables that a Snapshot without such rows does not have
+PROVENANCE = "provenance"  # and one beside all of them
+# Tables that a Snapshot without such rows does not have.
+OPTIONAL: dict[str, type] = {VOTES: VoteRow, THUMBS: ThumbRow, PROVENANCE: ProvenanceRow}
 
 
 @dataclass(frozen=True)
@@ -312,6 +332,15 @@ def fetch(uri: str, parent: Path) -> Path:
     return target
 
 
+def unpublish(uri: str) -> None:
+    """Remove what was published at an address, but for its manifest; nothing where it is gone. Raises BadInput, OSError."""
+    files, root = _file_system(uri.rstrip("/"))
+    if files.exists(f"{root}/{MANIFEST}"):
+        for name in json.loads(files.cat_file(f"{root}/{MANIFEST}"))["files"]:
+            if files.exists(f"{root}/{name}"):
+                files.rm_file(f"{root}/{name}")
+
+
 def _file_system(uri: str) -> tuple[Any, str]:
     """fsspec's file system of an address, and the path in it."""
     import fsspec
@@ -354,22 +383,30 @@ class Snapshot:
             return []
         return [row for row in _read_table(self.folder, THUMBS, ThumbRow) if split in (None, row.split)]
 
+    def provenance(self) -> dict[str, ProvenanceRow]:
+        """By row id; {} in Snapshots from before it was kept."""
+        if f"{PROVENANCE}.parquet" not in self.manifest.files:
+            return {}
+        return {row.row_id: row for row in _read_table(self.folder, PROVENANCE, ProvenanceRow)}
+
 
 def write_snapshot(
     parent: Path,
-    preferences: Iterable[PreferenceRow],
-    demonstrations: Iterable[DemonstrationRow],
-    prompts: Iterable[PromptRow],
+    preferences: Iterable[PreferenceRow | Cells],
+    demonstrations: Iterable[DemonstrationRow | Cells],
+    prompts: Iterable[PromptRow | Cells],
     config: Mapping[str, Any],
     body: Mapping[str, Any],
     votes: Iterable[VoteRow] = (),
-    thumbs: Iterable[ThumbRow] = (),
+    thumbs: Iterable[ThumbRow | Cells] = (),
+    provenance: Iterable[ProvenanceRow] = (),
     pages: Mapping[str, str] | None = None,
 ) -> Snapshot:
     """Freeze rows into `parent/<id[:16]>`; returns the existing folder where the same rows and config were frozen before.
 
     `config` belongs to the identity (filters, aggregation, split seed); `body` does not (counts for people, lineage, code version), nor do
-    `pages`, text files by name that stand beside the tables. Rows may come one by one: they are sorted in a file, not in memory.
+    `pages`, text files by name that stand beside the tables. Rows may come one by one, also as cells (Columns): they are sorted in a file,
+    not in memory.
     """
     sources: dict[str, Iterable[Any]] = {
         "preferences": preferences,
@@ -377,9 +414,11 @@ def write_snapshot(
         "prompts": prompts,
         VOTES: votes,
         THUMBS: thumbs,
+        PROVENANCE: provenance,
     }
     with ExitStack() as opened:
-        tables = {name: opened.enter_context(_SortedRows(parent, rows)) for name, rows in sources.items()}
+        kinds = {**TABLES, **OPTIONAL}
+        tables = {name: opened.enter_context(_SortedRows(parent, kinds[name], rows)) for name, rows in sources.items()}
         tables = {name: rows for name, rows in tables.items() if name in TABLES or len(rows)}
         identity = sha256_of({"tables": {name: rows.sha256 for name, rows in tables.items()}, "config": dict(config)})
         target = parent / identity[:16]
@@ -399,26 +438,74 @@ def write_snapshot(
     return open_snapshot(target)
 
 
+@dataclass(frozen=True)
+class Columns:
+    """How the rows of one kind become cells (its fields in order, conversations as canonical JSON text) and canonical bytes."""
+
+    names: tuple[str, ...]
+    messages: int  # place of the conversation; -1 where there is none
+    split: int
+    _keys: tuple[tuple[str, int], ...]  # sorted: what stands before the value in canonical JSON, and the value's place
+
+    @classmethod
+    def of(cls, kind: type) -> Columns:
+        names = tuple(field.name for field in fields(kind))
+        at = {name: place for place, name in enumerate(names)}
+        keys = tuple((f'{"," if n else "{"}"{name}":', at[name]) for n, name in enumerate(sorted(names)))
+        return cls(names, at.get("messages", -1), at.get("split", -1), keys)
+
+    def cells(self, row: Any) -> Cells:
+        values = [getattr(row, name) for name in self.names]
+        if self.messages >= 0:
+            values[self.messages] = canonical(values[self.messages]).decode()
+        return tuple(values)
+
+    def line(self, cells: Cells) -> bytes:
+        """The same bytes as `canonical` of the row's fields, at a third of the cost."""
+        parts: list[str] = []
+        for key, place in self._keys:
+            cell = cells[place]
+            if place == self.messages:
+                parts += (key, cell)
+            elif type(cell) is str:
+                parts += (key, _quoted(cell))
+            else:
+                parts += (key, _TRUTH[cell] if type(cell) is bool else _CANONICAL.encode(cell))
+        parts.append("}")
+        return "".join(parts).encode()
+
+
+Cells = tuple[Any, ...]
+_TRUTH = {True: "true", False: "false"}
+_quoted = json.encoder.encode_basestring  # what the canonical encoder itself calls for a text
+
+
 class _SortedRows:
-    """Dataclass rows as canonical JSON in a file without a name, to be read in the order of those bytes. In memory are the first KEY bytes
-    of each, its place and its sha256."""
+    """Rows (dataclasses, or the cells of them) in a file without a name, to be read in the order of their canonical bytes. In memory are the
+    first KEY of those bytes, the row's place and the sha256."""
 
     KEY = 48
 
-    def __init__(self, folder: Path, rows: Iterable[Any]) -> None:
+    def __init__(self, folder: Path, kind: type, rows: Iterable[Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed by __exit__
-        index, digests, place = [], [], 0
-        names: list[str] = []
+        self._columns = columns = Columns.of(kind)
+        keys, digests = bytearray(), bytearray()
+        places, place = array("Q", [0]), 0
         for row in rows:
-            names = names or [field.name for field in fields(row)]
-            line = canonical({name: getattr(row, name) for name in names})
-            self._file.write(line)
-            index.append((line[: self.KEY], place, len(line)))
-            digests.append(hashlib.sha256(line).digest())
-            place += len(line)
-        self.sha256 = hashlib.sha256(b"".join(sorted(digests))).hexdigest()  # that of hash_rows
-        self._index = sorted(index)
+            cells = row if type(row) is tuple else columns.cells(row)
+            line = columns.line(cells)
+            data = marshal.dumps(cells)
+            self._file.write(data)
+            keys += line[: self.KEY].ljust(self.KEY, b"\0")
+            digests += hashlib.sha256(line).digest()
+            place += len(data)
+            places.append(place)
+        self._file.flush()
+        self._places = places
+        self._keys = np.frombuffer(keys, dtype=f"S{self.KEY}")
+        ordered = np.sort(np.frombuffer(digests, dtype="S32"))
+        self.sha256 = hashlib.sha256(ordered.tobytes()).hexdigest()  # that of hash_rows
 
     def __enter__(self) -> _SortedRows:
         return self
@@ -427,16 +514,26 @@ class _SortedRows:
         self._file.close()
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self._keys)
 
-    def __iter__(self) -> Iterator[bytes]:
-        for _, same in groupby(self._index, key=lambda entry: entry[0]):
-            lines = [self._line(place, size) for _, place, size in same]
-            yield from sorted(lines) if len(lines) > 1 else lines
+    def __iter__(self) -> Iterator[Cells]:
+        order = np.argsort(self._keys, kind="stable")
+        alike = np.flatnonzero(self._keys[order[1:]] == self._keys[order[:-1]])
+        rest = order.tolist()
+        tied = set(alike.tolist())
+        at = 0
+        while at < len(rest):
+            end = at + 1
+            while end - 1 in tied:
+                end += 1
+            same = [self._cells(place) for place in rest[at:end]]
+            yield from sorted(same, key=self._columns.line) if len(same) > 1 else same
+            at = end
 
-    def _line(self, place: int, size: int) -> bytes:
-        self._file.seek(place)
-        return self._file.read(size)
+    def _cells(self, row: int) -> Cells:
+        start, end = self._places[row], self._places[row + 1]
+        cells: Cells = marshal.loads(os.pread(self._file.fileno(), end - start, start))
+        return cells
 
 
 def open_snapshot(folder: Path) -> Snapshot:
@@ -455,22 +552,18 @@ def row_ids(folder: Path) -> dict[str, set[str]]:
     return found
 
 
-def _write_table(folder: Path, name: str, lines: Iterable[bytes]) -> None:
+def _write_table(folder: Path, name: str, rows: Iterable[Cells]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = pa.schema([(field.name, _column_type(field.name)) for field in fields({**TABLES, **OPTIONAL}[name])])
-    rest = iter(lines)
+    rest = iter(rows)
     with pq.ParquetWriter(folder / f"{name}.parquet", schema, compression="zstd") as writer:
         writer.write_table(schema.empty_table())
         while batch := list(islice(rest, ROWS_PER_GROUP)):
-            rows = [json.loads(line) for line in batch]
-            columns = []
-            for field in schema:
-                values = [row[field.name] for row in rows]
-                if field.name == "messages":
-                    values = [_CANONICAL.encode(value) for value in values]
-                columns.append(pa.array(values, field.type))
+            columns = [
+                pa.array(values, field.type) for values, field in zip(zip(*batch, strict=True), schema, strict=True)
+            ]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
 

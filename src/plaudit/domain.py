@@ -62,6 +62,7 @@ class ResponseOrigin(StrEnum):
     LOGGED = "logged"  # the application made it elsewhere
     EDITED = "edited"  # a person wrote it over a response
     EVALUATED = "evaluated"  # an answer to a held-out prompt; never trained on
+    REDACTED = "redacted"  # a copy for annotators, without the personal data of the one that a user saw
 
 
 class FeedbackKind(StrEnum):
@@ -71,6 +72,11 @@ class FeedbackKind(StrEnum):
     CHOICE = "choice"  # {"chosen": response index, or None for neither}
     COMMENT = "comment"  # {"text": str, "reasons": [str]}
     SIGNAL = "signal"  # {"name": str}; weak evidence
+
+
+class LicenceOf(StrEnum):
+    IMPORT = "import"  # a batch of other people's judgements
+    MODEL = "model"  # what wrote answers, where it is none of ours
 
 
 class ErasureReason(StrEnum):
@@ -101,6 +107,7 @@ class Verdict(StrEnum):
     PREFER = "prefer"
     TIE = "tie"
     BOTH_BAD = "both_bad"  # never becomes a training pair
+    RATE = "rate"  # a single response, on the project's scale
     SKIP = "skip"
 
 
@@ -286,6 +293,7 @@ class Interaction:
     messages: tuple[Message, ...]
     family: str  # prompt family: what must stay on one side of a split
     prompt_sha256: str
+    system_sha256: str | None = None  # of its system and developer messages; None: there were none
     source: InteractionSource
     release_id: str | None  # assigned
     served_release_id: str | None  # what answered
@@ -478,6 +486,7 @@ class Comparison:
     batch: str | None = None  # the plan or evaluation it belongs to
     domain: str | None = None  # only who is qualified for it is lent it
     gold_choice: str | None = None  # the right response id, where the purpose is gold
+    criteria: tuple[str, ...] = ()  # what is judged one by one, beside the whole
     state: ComparisonState = ComparisonState.OPEN
     attributes: Json = field(default_factory=dict)
     created_at: datetime
@@ -517,6 +526,7 @@ class Annotation:
     note: str | None = None
     edit: str | None = None  # the chosen response as the annotator would have written it
     flagged: bool = False  # a skip that says: something is wrong with the question
+    rating: int | None = None  # Project.rating_min..rating_max, with the verdict rate
     created_at: datetime
 
 
@@ -532,6 +542,8 @@ class Standing:
     pause_reason: str | None = None
     gold_since: datetime | None = None  # gold answered before does not count: they were resumed then
     qualifications: Json = field(default_factory=dict)  # domain -> ISO time when it ends
+    batches: tuple[str, ...] = ()  # assigned to them: lent before everything else
+    domains: tuple[str, ...] = ()  # the same by domain
     created_at: datetime
 
 
@@ -571,6 +583,20 @@ class Preference:
     n_votes: int
     source: PreferenceSource
     method: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Licence:
+    """What a person said of the rights in an import's data or in a model's answers. Append-only: of one name the newest holds."""
+
+    id: str
+    project_id: str
+    subject: LicenceOf
+    name: str  # of the import, or of the model
+    licence: str  # an SPDX id or words of one's own; "unknown" where nobody knows
+    terms: TrainingUse = TrainingUse.UNKNOWN  # whether its terms allow training on it
+    by: str
     created_at: datetime
 
 
@@ -653,6 +679,7 @@ class Release:
     created_at: datetime
     state_at: datetime
     live_at: datetime | None = None  # when it last became live; without one it is no way back
+    segment: str = ""  # whom it is for, such as "plan=pro" (`stats/assignment.py`); empty: everybody
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -684,6 +711,25 @@ class Experiment:
     figures: Json = field(default_factory=dict)  # the last look
     created_at: datetime
     ended_at: datetime | None = None
+    metrics: tuple[Json, ...] = ()  # declared besides thumbs: {"name", "role", "better", "margin"}
+    pilot: Json = field(default_factory=dict)  # who may be enrolled, what it may cost, when it ends; empty: no pilot
+    holdout: float = 0.0  # share of all users who keep the control's Release, also after promotion
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShadowAnswer:
+    """What a Release in state shadow made of a live request: figures only, no text. Nobody was shown it, no metric counts it."""
+
+    id: str
+    project_id: str
+    release_id: str
+    interaction_id: str  # the live turn that was copied
+    status: CompletionStatus
+    latency_ms: float
+    n_chars: int
+    n_tokens: int | None = None
+    refused: bool = False
+    created_at: datetime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -698,6 +744,17 @@ class Measurement:
     labels: Json = field(default_factory=dict)
     window_start: datetime
     window_end: datetime
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseScore:
+    """What a reward Checkpoint gave a served answer that a monitor drew. `id` is the response's id."""
+
+    id: str
+    project_id: str
+    checkpoint_id: str
+    value: float
     created_at: datetime
 
 
@@ -793,6 +850,7 @@ PREFIXES: Mapping[type, str] = {
     Standing: "stn",
     Review: "rvw",
     Preference: "prf",
+    Licence: "lic",
     SnapshotRecord: "snp",
     Run: "run",
     Checkpoint: "ckp",
@@ -800,7 +858,9 @@ PREFIXES: Mapping[type, str] = {
     Release: "rel",
     Approval: "apr",
     Experiment: "exp",
+    ShadowAnswer: "shd",
     Measurement: "msr",
+    ResponseScore: "res",
     Alert: "alr",
     AuditEntry: "aud",
 }

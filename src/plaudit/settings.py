@@ -35,6 +35,7 @@ class Settings:
     store_url: str = field(
         default="", metadata={"help": "SQLAlchemy URL of the store; empty means SQLite in the home."}
     )
+    project: str = field(default="default", metadata={"help": "Name of the project that commands act on."})
     role: str = field(
         default="all",
         metadata={
@@ -52,6 +53,18 @@ class Settings:
     training_use_default: str = field(
         default="unknown", metadata={"help": "Consent of an interaction that does not say: allowed, denied or unknown."}
     )
+    personal_data: str = field(
+        default="email=redact,iban=redact,card=redact,phone=redact,ip=redact,secret=redact",
+        metadata={
+            "help": "What becomes of personal data before annotators see it: KIND=detect, redact or drop, with commas."
+        },
+    )
+    forbidden_models: str = field(
+        default="",
+        metadata={
+            "help": "Models, with commas, * stands for anything, whose terms forbid training on what they write."
+        },
+    )
     overlap: int = field(default=3, metadata={"help": "How many distinct annotators answer a comparison."})
     lease_s: float = field(default=120.0, metadata={"help": "Seconds for which a comparison is lent to an annotator."})
     gold_fraction: float = field(
@@ -60,6 +73,15 @@ class Settings:
     extra_votes: int = field(
         default=0,
         metadata={"help": "Votes beyond the overlap, at most, while the answers do not decide; then an expert."},
+    )
+    question_mix: str = field(
+        default="",
+        metadata={
+            "help": "Shares of planned questions that are not random, such as close=.3,disagreement=.3,coverage=.1; empty: all random."
+        },
+    )
+    question_slices: str = field(
+        default="", metadata={"help": "Attribute of interactions whose values are the slices that coverage evens out."}
     )
     audit_fraction: float = field(
         default=0.05, metadata={"help": "Share of closed training comparisons that an expert looks at again."}
@@ -97,6 +119,9 @@ class Settings:
     max_body_bytes: int = field(
         default=1_000_000, metadata={"help": "Largest request body; a larger one is answered 413."}
     )
+    body_timeout_s: float = field(
+        default=30.0, metadata={"help": "Seconds in which a request's body must arrive; a slower one is refused."}
+    )
     rate_per_key: float = field(
         default=0.0, metadata={"help": "Requests a second of one API key; more are answered 429. 0 sets no limit."}
     )
@@ -131,6 +156,12 @@ class Settings:
         default=30.0,
         metadata={"help": "Days after an erasure until Snapshots and Checkpoints built from it lose their content."},
     )
+    shadow_fraction: float = field(
+        default=0.1, metadata={"help": "Share of live requests that a Release in shadow gets a copy of."}
+    )
+    shadow_concurrency: int = field(
+        default=2, metadata={"help": "Copies on their way at once; more are left out, and nobody waits for them."}
+    )
     monitor_interval_s: float = field(
         default=30.0, metadata={"help": "Seconds between two measurements of production by the worker."}
     )
@@ -139,6 +170,15 @@ class Settings:
         metadata={
             "help": "File of signed heads of the audit log, best on another disk; empty means audit/anchors.jsonl in the home."
         },
+    )
+    mlflow_url: str = field(
+        default="",
+        repr=False,
+        metadata={"help": "MLflow tracking server that the worker shows runs, versions and aliases in; empty: none."},
+    )
+    mlflow_token: str = field(default="", repr=False, metadata={"help": "Bearer token for it, where it wants one."})
+    mlflow_prefix: str = field(
+        default="plaudit", metadata={"help": "What the names of our experiments and models there begin with."}
     )
     min_new_preferences: int = field(
         default=100, metadata={"help": "New preferences since the last turn that make the loop due."}
@@ -155,6 +195,20 @@ class Settings:
     @property
     def policy_url(self) -> str:
         return f"http://127.0.0.1:{self.policy_port}/v1"  # it is ours alone, whatever the service listens on
+
+    @property
+    def treatments(self) -> dict[str, str]:
+        """`personal_data`, taken apart. Raises ConfigError."""
+        parts = [part.strip() for part in self.personal_data.split(",") if part.strip()]
+        wrong = next((part for part in parts if "=" not in part), None)
+        if wrong is not None:
+            raise ConfigError(f"personal_data names {wrong!r}; give KIND=TREATMENT, such as email=redact.")
+        return dict(part.split("=", 1) for part in parts)
+
+    @property
+    def never_learnt(self) -> tuple[str, ...]:
+        """`forbidden_models`, taken apart."""
+        return tuple(part.strip() for part in self.forbidden_models.split(",") if part.strip())
 
     @property
     def roles(self) -> frozenset[str]:

@@ -63,18 +63,21 @@ def test_the_lowest_layers_need_the_standard_library_only(name: str) -> None:
     } <= set()
 
 
-def test_simulated_people_know_the_client_only() -> None:
+SIMULATED = ("simulate", "crowds")
+
+
+@pytest.mark.parametrize("name", SIMULATED)
+def test_simulated_people_know_the_client_only(name: str) -> None:
     """They act over HTTP like anybody else: an import of the store or the loop would let them cheat."""
-    if not (PACKAGE / "simulate.py").exists():
-        pytest.skip("simulate.py is not built yet")
-    own = {module for module in imported(PACKAGE / "simulate.py") if module.split(".")[0] == "plaudit"}
-    assert {".".join(module.split(".")[:2]) for module in own} <= {"plaudit.client", "plaudit.errors", "plaudit"}
+    own = {module for module in imported(PACKAGE / f"{name}.py") if module.split(".")[0] == "plaudit"}
+    allowed = {"plaudit", "plaudit.client", "plaudit.errors", *(f"plaudit.{one}" for one in SIMULATED)}
+    assert {".".join(module.split(".")[:2]) for module in own} <= allowed
 
 
 def test_only_demo_and_the_command_line_know_simulated_people() -> None:
     for path in modules():
-        if "plaudit.simulate" in set(imported(path)):
-            room = path.relative_to(PACKAGE).parts[0]
+        room = path.relative_to(PACKAGE).parts[0]
+        if {f"plaudit.{one}" for one in SIMULATED} & set(imported(path)) and room.removesuffix(".py") not in SIMULATED:
             assert room == "cli" or room.startswith("demo"), path
 
 

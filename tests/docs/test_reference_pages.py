@@ -19,7 +19,7 @@ from plaudit.cli.main import plaudit as root
 from plaudit.demo_steps import plan
 from plaudit.errors import PlauditError, UpstreamError
 from plaudit.learn import configs
-from plaudit.loop import collect, experiment, gates, govern, monitor, suites
+from plaudit.loop import collect, experiment, gates, govern, metrics, monitor, suites
 from plaudit.loop.pipeline import TurnConfig
 from plaudit.policy_server import __main__ as policy_server
 from plaudit.settings import Settings
@@ -202,6 +202,13 @@ def test_guardrails(pages) -> None:
     in_code = set(re.findall(r'\("([a-z_]+)", ', inspect.getsource(experiment._guardrails)))
     assert len(in_code) == experiment.N_GUARDRAILS
     assert in_code <= named
+
+
+def test_declared_metrics(pages) -> None:
+    shown = pages["experiments.md"].section("Declared metrics").rows()
+    own = {"outcome:NAME", "signal:NAME"}
+    assert {code_in(row[0])[0] for row in shown} == {*metrics.MEASURED, *own}
+    assert {code_in(row[0])[0]: row[1] for row in shown if code_in(row[0])[0] not in own} == dict(metrics.MEASURED)
 
 
 def test_verdicts(pages) -> None:

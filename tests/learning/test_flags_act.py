@@ -118,7 +118,8 @@ def test_line_15_no_flag_is_left_out_of_that_test(program, flags):
     elsewhere |= {"desirable_weight", "undesirable_weight"} if program == "dpo" else set()
     elsewhere |= {"heads", "heads.criterion", "heads.weight", "members_share", "bootstrap", "use_margins"}
     elsewhere |= {"source_weights", "source_weights.source", "source_weights.weight"}  # test_questions.py
-    elsewhere |= {"validation.trap_prompts", "validation.ablations"}
+    elsewhere |= {"validation.trap_prompts", "validation.ablations", "validation.thumbs"}  # test_closer_look.py
+    elsewhere |= {"other_bases"}  # test_readers.py
     layout = {"compute.threads", "compute.micro_tokens", "compute.save_every"}  # must not change results
     heads = {"optimizer.head_learning_rate"} if program in ("sft", "dpo") else set()  # refused: test_configs.py
     known = {name for name, _, _ in describe(PROGRAMS[program][1])} - elsewhere - layout - heads

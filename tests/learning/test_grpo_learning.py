@@ -337,7 +337,7 @@ def effects(rows):
 
 
 def test_line_15_no_flag_is_left_out_of_that_test():
-    inputs = {"snapshot", "base", "reward", "start"}
+    inputs = {"snapshot", "base", "bases", "reward", "start"}
     layout = {"compute.threads", "compute.micro_tokens", "compute.save_every"}  # must not change results
     refused = {"optimizer.head_learning_rate"}  # test_configs.py
     groups = {"lora", "sampling", "kl", "optimizer", "compute", "guards"}

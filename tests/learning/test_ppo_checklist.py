@@ -369,7 +369,7 @@ def test_line_15_every_accepted_flag_acts(stock, tmp_path, flag):
 def test_line_15_no_flag_is_left_out_of_that_test():
     from plaudit.learn.configs import describe
 
-    inputs = {"snapshot", "base", "reward", "start"}  # `start` is line 7
+    inputs = {"snapshot", "base", "bases", "reward", "start"}  # `start` is line 7
     layout = {"compute.threads", "compute.micro_tokens", "compute.save_every"}  # must not change results (line 12, 16)
     groups = {"lora", "sampling", "kl", "optimizer", "compute", "guards"}
     known = {name for name, _, _ in describe(PPOConfig)} - inputs - layout - groups

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 
 import pytest
@@ -28,8 +29,9 @@ def serve(tiny):
 
     running = []
 
-    def start(decoder):
-        web = uvicorn.Server(uvicorn.Config(create_app(PolicyServer(tiny, "tiny", decoder)), log_level="error"))
+    def start(decoder, folder=tiny):
+        server = PolicyServer(folder, "tiny", decoder, reload_weights=folder != tiny)
+        web = uvicorn.Server(uvicorn.Config(create_app(server), log_level="error"))
         listener = uvicorn.Config(None, port=0, log_level="error").bind_socket()
         thread = threading.Thread(target=web.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -80,6 +82,22 @@ def test_a_policy_learns_from_a_server_s_tokens(config, serve, tiny, tmp_path):
             assert result["score"] > result["score_first"] + 0.4
 
 
+@pytest.mark.parametrize("lora", [None, {"rank": 8, "alpha": 16}])
+def test_whole_weights_reach_the_server_at_each_step(config, serve, tiny, tmp_path, lora):
+    """Full weights, and a merged adapter: after updates that moved the policy, the server samples with what the trainer has."""
+    folder = tmp_path / "served"
+    shutil.copytree(tiny, folder)
+    url = serve(Decoder.load(folder, torch.float32), folder)
+    run = RunFolder(tmp_path / "grpo")
+    run.folder.mkdir()
+    more = {"lora": lora, "steps": 2, "rollout": {"url": url, "weights": str(folder)}}
+    grpo.train(from_dict(GRPOConfig, config | more), run)
+    rows = read_jsonl(run.metrics)
+    assert rows[-1]["kl"] > 0.05  # it is another policy by now
+    assert all(row["tis_ratio_mean"] == pytest.approx(1.0, abs=1e-4) for row in rows)
+    assert all(row["tis_clipped_fraction"] == 0.0 for row in rows)
+
+
 def test_advantages_are_weighted_where_the_server_has_other_weights(config, serve, tiny, tmp_path):
     other = Decoder.load(tiny, torch.float32)
     with torch.no_grad():
@@ -126,7 +144,13 @@ def test_weighted_advantages_give_the_trainer_s_gradient_under_the_sampler_s_tok
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"lora": None}, "takes adapters, but lora is null"),
+        ({"lora": None}, "lora is null, so there is no adapter"),
+        (
+            {"rollout": {"url": "http://g/v1", "weights": "../x/b"}, "base": "../x/./b"},
+            "own base, whose weights would be lost",
+        ),
+        ({"rollout": {"url": "http://g/v1", "weights": "w", "adapters": "a"}}, "name exactly one"),
+        ({"rollout": {"url": "http://g/v1"}}, "name exactly one"),
         ({"sampling": {"temperature": 0.7}}, "log-probs are raw, of temperature 1"),
         ({"rollout": {"url": "gpu:8000", "adapters": "a"}}, "RolloutConfig.url"),
         ({"rollout": {"url": "http://g/v1", "adapters": "a", "cap": 0.5}}, "RolloutConfig.cap"),

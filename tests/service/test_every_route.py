@@ -26,7 +26,7 @@ from plaudit.domain import (
     utc_now,
 )
 from plaudit.loop import annotate, govern, people, release
-from plaudit.loop.govern import PERSONAL_ROLES
+from plaudit.loop.govern import PERSONAL_ROLES, Permission
 from plaudit.web.app import PAGES, ROUTES
 from plaudit.web.headers import HEADERS
 
@@ -68,7 +68,7 @@ def test_every_role_may_what_the_table_says_and_nothing_else(service) -> None:
         for role, key in keys.items():
             answer = request(service, method, path, key, **more)
             allowed = govern.may([role], permission)
-            nobodys = role == Role.ADMIN and "annotation" in path  # such a key is not a person's
+            nobodys = role == Role.ADMIN and permission is Permission.ANNOTATE  # such a key is not a person's
             assert (answer.status_code == 403) == (not allowed or nobodys), (role, path, answer.text)
             assert answer.status_code < 500, (role, path, answer.text)
 
@@ -101,6 +101,7 @@ class Objects:
     interaction_id: str
     release_id: str
     lease_id: str
+    person_id: str
 
 
 Body = Callable[[Objects], dict[str, Any]]
@@ -116,9 +117,11 @@ OBJECTS: dict[str, Body] = {
     "POST /v1/annotation/lease/{lease_id}/heartbeat": lambda it: {},
     "POST /v1/annotation/lease/{lease_id}/release": lambda it: {},
     "POST /v1/annotations": lambda it: {"lease_id": it.lease_id, "verdict": "tie", "seconds": 1},
+    "POST /v1/annotation/annotators": lambda it: {"person": it.person_id, "act": "pause", "reason": "x"},
 }
 # These name none; what they show or write is of the key's own project, as the test below says.
 WITHOUT = {
+    "GET /metrics",
     "GET /v1/models",
     "POST /v1/chat/completions",
     "GET /v1/assignment",
@@ -127,6 +130,7 @@ WITHOUT = {
     "POST /v1/annotation/lease",
     "POST /v1/annotation/undo",
     "GET /v1/annotation/progress",
+    "GET /v1/annotation/annotators",
 }
 
 
@@ -150,7 +154,8 @@ def furnish(service) -> Objects:
     annotator = service.key("annotator", person="Ann")
     lent = request(service, "POST", "/v1/annotation/lease", annotator).json()
     (live,) = service.store.find(Release, project_id=service.project.id)
-    return Objects("u1", spoken.json()["id"], live.id, lent["lease_id"])
+    lease = service.store.get(Lease, lent["lease_id"])
+    return Objects("u1", spoken.json()["id"], live.id, lease.id, lease.annotator_id)
 
 
 def test_the_objects_of_one_project_are_not_there_for_another(service) -> None:
@@ -185,6 +190,7 @@ def test_what_names_no_object_shows_and_writes_ones_own_project(service) -> None
     assert request(service, "POST", "/v1/annotation/lease", stranger).status_code == 204
     assert request(service, "POST", "/v1/annotation/undo", stranger).status_code == 404
     assert request(service, "GET", "/v1/annotation/progress", stranger).json()["available"] == 0
+    assert request(service, "GET", "/v1/annotation/annotators", stranger).json() == {"annotators": []}
     body = {"model": "m", "messages": MESSAGES, "user": "u1"}
     spoken = request(service, "POST", "/v1/chat/completions", stranger, json=body).json()
     assert service.store.get(Interaction, spoken["id"]).project_id == OTHER

@@ -64,7 +64,7 @@ def test_every_route_wants_its_permission(service) -> None:
             answer = request(service, method, path, key, **body)
             allowed = govern.may([role], permission)
             # The admin's key is nobody's: annotation is refused to it for that.
-            personal = role == "admin" and "annotation" in path
+            personal = role == "admin" and permission is govern.Permission.ANNOTATE
             assert (answer.status_code == 403) == (not allowed or personal), (role, path, answer.text)
     assert service.store.count(Interaction) == 0
     assert service.store.count(Annotation) == 0
@@ -184,7 +184,18 @@ def test_a_question_is_lent_answered_once_and_closed(service) -> None:
         loan = ann.annotation.lease()
         assert {response["text"] for response in loan["responses"]} == {"a0", "b0"}
         assert loan["messages"] == [{"role": "user", "content": "q0"}]
-        assert set(loan) == {"lease_id", "comparison_id", "expires_at", "messages", "kind", "guideline", "responses"}
+        assert set(loan) == {
+            "lease_id",
+            "comparison_id",
+            "expires_at",
+            "messages",
+            "kind",
+            "guideline",
+            "responses",
+        } | {
+            "criteria",
+            "scale",
+        }
         assert all(set(response) == {"id", "text"} for response in loan["responses"])
         assert bea.annotation.lease() is None
         assert ann.annotation.heartbeat(loan["lease_id"])["expires_at"] >= loan["expires_at"]

@@ -329,3 +329,48 @@ def test_a_secret_that_could_not_be_written_whole_is_not_there(tmp_path: Path, m
     with pytest.raises(OSError, match="No space"):
         artifacts.write_secret(tmp_path / "some.key", "one")
     assert list(tmp_path.iterdir()) == []
+
+
+HOSTILE = ["plain", "ünïcode \u2028 \x7f", 'quote" back\\ slash / \n\t\x01', "😀 emoji", "a" * 60 + "1", "a" * 60 + "2"]
+
+
+def hostile_rows() -> list[PreferenceRow]:
+    return [
+        PreferenceRow(
+            f"prf_{i}", f"cmp_{i}" if i % 2 else "", "overall", f"fam {i // 2}", "train",
+            ({"role": "user", "content": text, "name": None, "n": 1},), text, text + "!", 0.5 + i / 20, 1 if i == 3 else i * 1.1,
+            "annotation", True, i != 2,
+        )
+        for i, text in enumerate(HOSTILE)
+    ]  # fmt: skip
+
+
+def test_rows_keep_the_identity_and_order_that_they_had_when_each_was_encoded_whole(tmp_path: Path) -> None:
+    """Golden: written by the code of before `Columns`, which hashed `canonical(asdict(row))`."""
+    demonstration = DemonstrationRow(
+        "dem_1", "f", "valid", ({"role": "user", "content": [{"type": "text", "text": "é"}]},), "ré", "edit"
+    )
+    prompt = PromptRow("pmt_1", "f", "test", ({"role": "user", "content": "x"},))
+    vote = VoteRow("prf_1", "cmp_1", "annotator-1", "tie", 3.25)
+    thumb = artifacts.ThumbRow("fdb_1", "f", "train", ({"role": "user", "content": "x"},), "y", True)
+    rows, columns = hostile_rows(), artifacts.Columns.of(PreferenceRow)
+    made = write_snapshot(tmp_path, rows, [demonstration], [prompt], {"seed": 0}, {}, [vote], [thumb])
+    assert made.manifest.id == "adc25b9c8082b54d07377ceaeb2d5f81cd0fc9c3f9a029dadbb90fa79d281a79"
+    assert [row.preference_id for row in made.preferences()] == [f"prf_{i}" for i in (4, 5, 0, 2, 1, 3)]
+    assert {row.preference_id: row for row in made.preferences()} == {row.preference_id: row for row in rows}
+    again = write_snapshot(tmp_path / "b", map(columns.cells, rows), [], [], {}, {})  # cells are as good as rows
+    assert again.manifest.id == write_snapshot(tmp_path / "c", rows, [], [], {}, {}).manifest.id
+    assert (again.provenance(), again.thumbs()) == ({}, [])
+
+
+@pytest.mark.parametrize("row", hostile_rows(), ids=range(len(HOSTILE)))
+def test_a_line_of_cells_is_the_canonical_form(row: PreferenceRow) -> None:
+    columns = artifacts.Columns.of(PreferenceRow)
+    assert columns.line(columns.cells(row)) == artifacts.canonical(vars(row))
+
+
+def test_provenance_is_of_the_identity(tmp_path: Path) -> None:
+    said = [artifacts.ProvenanceRow("prf_1", "allowed", "hh", licence, "", "", "unknown") for licence in ("mit", "bsd")]
+    made = [write_snapshot(tmp_path, PREFERENCES, [], [], {}, {}, provenance=[one]) for one in said]
+    assert made[0].manifest.id != made[1].manifest.id
+    assert made[0].provenance() == {"prf_1": said[0]}

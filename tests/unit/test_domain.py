@@ -20,6 +20,8 @@ from plaudit.domain import (
     Completion,
     Interaction,
     ReleaseState,
+    Response,
+    ResponseScore,
     check_transition,
     new_id,
     utc_now,
@@ -103,10 +105,11 @@ def test_an_id_made_now_sorts_after_one_of_long_ago() -> None:
     assert long_ago < new_id(Interaction)
 
 
-def test_prefixes_are_unique_but_for_the_completion_which_bears_its_interactions_id() -> None:
-    prefixes = [prefix for kind, prefix in PREFIXES.items() if kind is not Completion]
+def test_prefixes_are_unique_but_for_rows_which_bear_the_id_of_another() -> None:
+    prefixes = [prefix for kind, prefix in PREFIXES.items() if kind not in (Completion, ResponseScore)]
     assert len(set(prefixes)) == len(prefixes)
     assert PREFIXES[Completion] == PREFIXES[Interaction]
+    assert PREFIXES[ResponseScore] == PREFIXES[Response]
 
 
 def test_nouns_are_frozen() -> None:

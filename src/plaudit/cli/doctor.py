@@ -115,7 +115,7 @@ def _store(settings: Settings) -> Iterator[Finding]:
     try:
         store = open_store(settings.database_url)
         counts = {kind.__name__: store.count(kind) for kind in (Interaction, Feedback, Annotation)}
-        live = store.first(Release, state=ReleaseState.LIVE)
+        live = store.first(Release, state=ReleaseState.LIVE, segment="")
         damaged = [pair for project in store.find(Project) for pair in release.damaged(store, project.id)]
         store.close()
     except PlauditError as error:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import getpass
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,21 +28,121 @@ def experiment() -> None:
 @experiment.command()
 @click.option("--stages", default="0.1,0.5", show_default=True, help="Shares of all users in EACH arm, growing.")
 @click.option("--rule", "rules", multiple=True, help="name=value, for example goal_margin=0.1; may be repeated.")
+@click.option("--metric", "metrics", multiple=True, help="NAME:goal|guardrail|monitor:up|down; may be repeated.")
+@click.option(
+    "--margin", "margins", multiple=True, help="How much worse is tolerated: NAME=0.02, or a number for every goal."
+)
+@click.option("--release", "release_id", help="The canary (default: the newest).")
+@click.option("--only", "segments", multiple=True, help="A pilot: users with name=value[,name=value]; may be repeated.")
+@click.option(
+    "--users",
+    "allow_list",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A pilot: users named in this file, one a line.",
+)
+@click.option("--until", type=click.DateTime(), help="End of the pilot, UTC.")
+@click.option("--cap", type=float, help="Money that the candidate's answers may cost.")
+@click.option("--prompt-price", default=0.0, show_default=True, help="Per million prompt tokens.")
+@click.option("--completion-price", default=0.0, show_default=True, help="Per million completion tokens.")
+@click.option("--holdout", default=0.0, show_default=True, help="Share of users who keep the old Release for longer.")
+@click.option("--layer", help="Experiments of one layer deal users alike (default: a layer of its own).")
 @home_option
-def start(stages: str, rules: tuple[str, ...], home: Path | None) -> None:
+def start(
+    stages: str,
+    rules: tuple[str, ...],
+    metrics: tuple[str, ...],
+    margins: tuple[str, ...],
+    release_id: str | None,
+    segments: tuple[str, ...],
+    allow_list: Path | None,
+    until: datetime | None,
+    cap: float | None,
+    prompt_price: float,
+    completion_price: float,
+    holdout: float,
+    layer: str | None,
+    home: Path | None,
+) -> None:
     """Enrol users for the canary against the live Release."""
+    from plaudit.loop import experiment as stage
+    from plaudit.loop import pilots
+
+    opened = open_home(home)
+    wanted = {"id": release_id} if release_id else {}
+    canary = opened.store.first(Release, project_id=opened.project_id, state=ReleaseState.CANARY, **wanted)
+    if canary is None:
+        raise NotFound("There is no canary to try; make one with `plaudit release canary`.")
+    lives = {one.segment: one for one in opened.store.find(
+        Release, project_id=opened.project_id, state=ReleaseState.LIVE, segment=["", canary.segment]
+    )}  # fmt: skip
+    live = lives.get(canary.segment) or lives.get("")
+    if live is None:
+        raise NotFound("There is no live Release to compare it with; start `plaudit up` once.")
+    pilot = None
+    if segments or allow_list or until or cap is not None:
+        pilot = pilots.Pilot(
+            segments=segments,
+            users=pilots.named(filter(None, allow_list.read_text().splitlines())) if allow_list else frozenset(),
+            ends_at=until.replace(tzinfo=UTC) if until else None,
+            cap=cap,
+            prompt_price=prompt_price,
+            completion_price=completion_price,
+        )
+    shares, given, declared = _shares(stages), _rules(rules), _metrics(metrics, margins)
+    made = stage.start(
+        opened.store,
+        opened.project_id,
+        canary.id,
+        live.id,
+        utc_now(),
+        shares,
+        given,
+        by=getpass.getuser(),
+        declared=declared,
+        pilot=pilot,
+        holdout=holdout,
+        layer=layer,
+    )
+    whom = f"users of {canary.segment}" if canary.segment else "all users"
+    whom = f"{whom} whom the pilot admits" if pilot else whom
+    click.echo(f"{made.id} runs: {canary.id} against {live.id}, {shares[0]:.1%} of {whom} in each arm.")
+
+
+@experiment.command()
+@click.argument("experiment_id", required=False)
+@click.option("--reason", default="by hand", show_default=True, help="Why; it is kept.")
+@home_option
+def stop(experiment_id: str | None, reason: str, home: Path | None) -> None:
+    """End it without a verdict; the canary stays one, and nobody meets it until another experiment starts."""
     from plaudit.loop import experiment as stage
 
     opened = open_home(home)
-    canary = opened.store.first(Release, project_id=opened.project_id, state=ReleaseState.CANARY)
-    live = opened.store.first(Release, project_id=opened.project_id, state=ReleaseState.LIVE)
-    if canary is None or live is None:
-        raise NotFound("There is no canary to try; make one with `plaudit release canary`.")
-    shares, given = _shares(stages), _rules(rules)
-    made = stage.start(
-        opened.store, opened.project_id, canary.id, live.id, utc_now(), shares, given, by=getpass.getuser()
-    )
-    click.echo(f"{made.id} runs: {canary.id} against {live.id}, {shares[0]:.1%} of all users in each arm.")
+    one = _experiment(opened, experiment_id)
+    ended = stage.stop(opened.store, opened.project_id, one.id, getpass.getuser(), reason, utc_now())
+    click.echo(f"{ended.id} is {ended.state}.")
+
+
+@experiment.command()
+@click.argument("experiment_id", required=False)
+@click.option("--end", is_flag=True, help="Let them meet the live Release too.")
+@home_option
+@json_option
+def holdout(experiment_id: str | None, end: bool, home: Path | None, as_json: bool) -> None:
+    """What users say who kept the Release of before, against as many who met the new one."""
+    from plaudit.loop import experiment as stage
+
+    opened = open_home(home)
+    one = _experiment(opened, experiment_id)
+    if end:
+        stage.end_holdout(opened.store, opened.project_id, one.id, getpass.getuser(), utc_now())
+        click.echo(f"{one.id} holds nobody out any more.")
+        return
+    found = stage.long_term(opened.store, opened.project_id, one.id)
+    if as_json:
+        print_json({"id": one.id, "holdout": one.holdout, "verdict": found.verdict, **found.figures})
+        return
+    click.echo(f"{one.id}: {one.holdout:.1%} of all users keep {one.control_id}; since promotion: {found.verdict}")
+    _print_figures(found.reasons, found.figures)
 
 
 @experiment.command()
@@ -58,25 +159,19 @@ def look(experiment_id: str | None, home: Path | None, as_json: bool) -> None:
     if as_json:
         print_json({"id": one.id, "state": one.state, **found.figures})
         return
-    users = found.figures.get("n_users", {})
     click.echo(f"{one.id} ({one.state}, stage {one.stage + 1} of {len(one.stages)}): {found.verdict}")
-    for reason in found.reasons:
-        click.echo(f"  {reason}")
-    click.echo(f"  users: {users.get('candidate', 0)} candidate, {users.get('control', 0)} control")
-    for guardrail in found.figures.get("guardrails", []):
-        bounds = "" if guardrail["low"] is None else f" [{guardrail['low']:+.3f}, {guardrail['high']:+.3f}]"
-        value = "not yet" if guardrail["value"] is None else f"{guardrail['value']:.3g}{bounds}"
-        click.echo(f"  {guardrail['name']}: {value} against {guardrail['threshold']:.3g} (n = {guardrail['n']})")
+    _print_figures(found.reasons, found.figures)
 
 
 @experiment.command()
+@click.argument("experiment_id", required=False)
 @home_option
-def advance(home: Path | None) -> None:
+def advance(experiment_id: str | None, home: Path | None) -> None:
     """Enrol the next stage's users, where the look allows it."""
     from plaudit.loop import experiment as stage
 
     opened = open_home(home)
-    one = _experiment(opened, None)
+    one = _experiment(opened, experiment_id)
     stage.look(opened.store, one.id, utc_now())
     moved = stage.advance(opened.store, opened.project_id, one.id, getpass.getuser(), utc_now())
     click.echo(f"{moved.id} is at stage {moved.stage + 1}: {moved.stages[moved.stage]:.1%} of all users in each arm.")
@@ -246,6 +341,26 @@ def aa(runs: int, looks: int, days: float, rules: tuple[str, ...], seed: int, ho
         click.echo("Note: with so few users only the e-processes are tried; bounds begin at min_users in each arm.")
 
 
+def _print_figures(reasons: Sequence[str], figures: dict[str, Any]) -> None:
+    for reason in reasons:
+        click.echo(f"  {reason}")
+    users = figures.get("n_users", {})
+    click.echo(f"  users: {users.get('candidate', 0)} candidate, {users.get('control', 0)} control")
+    declared = {metric["name"] for metric in figures.get("metrics", [])}
+    for guardrail in figures.get("guardrails", []):
+        if guardrail["name"] in declared:
+            continue
+        bounds = "" if guardrail["low"] is None else f" [{guardrail['low']:+.3f}, {guardrail['high']:+.3f}]"
+        value = "not yet" if guardrail["value"] is None else f"{guardrail['value']:.3g}{bounds}"
+        click.echo(f"  {guardrail['name']}: {value} against {guardrail['threshold']:.3g} (n = {guardrail['n']})")
+    for metric in figures.get("metrics", []):
+        _print_metric(metric, True)
+    if pilot := figures.get("pilot"):
+        cap = "" if pilot["cap"] is None else f" of {pilot['cap']:.4g}"
+        until = f", until {pilot['ends_at'][:16]}" if pilot["ends_at"] else ""
+        click.echo(f"  pilot: has cost {pilot['spent']:.4g}{cap} ({pilot['n_tokens']} tokens){until}")
+
+
 def _print_look(look: dict[str, Any], last: bool) -> None:
     users = look["n_users"]
     double = f", {look['n_double']} in both left out" if look["n_double"] else ""
@@ -256,14 +371,18 @@ def _print_look(look: dict[str, Any], last: bool) -> None:
     for reason in look["reasons"]:
         click.echo(f"    {reason}")
     for metric in look["metrics"]:
-        bounds, evidence = metric["difference"], ""
-        said = f"{bounds['mean']:+.4g} [{bounds['low']:+.4g}, {bounds['high']:+.4g}]" if bounds else metric["waits"]
-        if metric["e_value"] is not None:
-            evidence = f"; e = {metric['e_value']:.3g} of {metric['e_threshold']:.3g}"
-        rates = ""
-        if last and metric["control"] is not None and metric["candidate"] is not None:
-            rates = f" ({metric['candidate']:.4g} against {metric['control']:.4g})"
-        click.echo(f"  {metric['name']} {metric['role']} {metric['state']}: {said}{rates}{evidence}")
+        _print_metric(metric, last)
+
+
+def _print_metric(metric: dict[str, Any], rates: bool) -> None:
+    bounds, evidence = metric["difference"], ""
+    said = f"{bounds['mean']:+.4g} [{bounds['low']:+.4g}, {bounds['high']:+.4g}]" if bounds else metric["waits"]
+    if metric["e_value"] is not None:
+        evidence = f"; e = {metric['e_value']:.3g} of {metric['e_threshold']:.3g}"
+    plain = ""
+    if rates and metric["control"] is not None and metric["candidate"] is not None:
+        plain = f" ({metric['candidate']:.4g} against {metric['control']:.4g})"
+    click.echo(f"  {metric['name']} {metric['role']} {metric['state']}: {said}{plain}{evidence}")
 
 
 def _metrics(given: tuple[str, ...], margins: tuple[str, ...]) -> list[Metric]:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import click
 
 from plaudit import settings as settings_file
-from plaudit.artifacts import MANIFEST
+from plaudit.artifacts import MANIFEST, read_manifest
 from plaudit.cli.family import last_sentence
 from plaudit.cli.models import prepare_base
 from plaudit.cli.options import home_option, json_option, open_home, print_json
-from plaudit.domain import Checkpoint, SnapshotRecord
+from plaudit.domain import Checkpoint, Json, SnapshotRecord, utc_now
 from plaudit.errors import BadInput, NotFound
 from plaudit.formats import catalogue
+from plaudit.loop import copies
 from plaudit.loop.exports import snapshot_records
 
 
@@ -87,6 +89,7 @@ def _snapshot(format_name: str, snapshot: str, out: Path, split: str, home: Path
             )
         folder = Path(found[0].folder)
     report = write(snapshot_records(folder, split), out)
+    copies.of_file(folder, read_manifest(folder, "snapshot").id, out, utc_now())
     if as_json:
         print_json({"file": str(out), **report.to_json()})
         return
@@ -100,12 +103,17 @@ def _snapshot(format_name: str, snapshot: str, out: Path, split: str, home: Path
 def _checkpoint(
     checkpoint: str, form: str, out: Path | None, spec: str | None, home: Path | None, as_json: bool
 ) -> None:
-    folder, name = _find(checkpoint, home)
+    folder, name, evaluation = _find(checkpoint, home)
     settings = settings_file.load(home, base=spec)
     base = prepare_base(settings.base, settings.cache)
     target = out or Path(f"{name}-{form}")
     command = [sys.executable, "-m", "plaudit.learn", "export", str(folder), str(base), form, str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        if evaluation is not None:
+            json.dump(evaluation, file)
+            file.flush()
+            command.append(file.name)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise BadInput(last_sentence(done.stderr))
     summary = json.loads(done.stdout.strip().splitlines()[-1])
@@ -116,17 +124,23 @@ def _checkpoint(
         click.echo(f"  {summary['how']}")
 
 
-def _find(checkpoint: str, home: Path | None) -> tuple[Path, str]:
-    """(folder, name) of a Checkpoint by its folder, its run folder, or its id in the home. Raises NotFound."""
+def _find(checkpoint: str, home: Path | None) -> tuple[Path, str, Json | None]:
+    """(folder, name, what its gate saw last) of a Checkpoint by its folder, its run folder, or its id in the home, which alone knows of gates.
+    Raises NotFound."""
     here = Path(checkpoint)
     if (here / MANIFEST).is_file():
-        return here, here.resolve().parent.name if here.resolve().name == "checkpoint" else here.resolve().name
+        name = here.resolve().parent.name if here.resolve().name == "checkpoint" else here.resolve().name
+        return here, name, None
     if (here / "checkpoint" / MANIFEST).is_file():
-        return here / "checkpoint", here.resolve().name
+        return here / "checkpoint", here.resolve().name, None
     opened = open_home(home)
     found = opened.store.find(Checkpoint, project_id=opened.project_id, id=checkpoint)
     if not found:
         raise NotFound(
             f"{checkpoint!r} is neither a Checkpoint's folder nor the id of one; `plaudit train list` shows them."
         )
-    return Path(found[0].folder), checkpoint
+    from plaudit.loop import registry
+
+    seen = registry.version(opened.store, opened.project_id, checkpoint).evaluation
+    said = {name: getattr(seen, name) for name in ("id", "suite", "gate", "reasons", "figures")} if seen else None
+    return Path(found[0].folder), checkpoint, said

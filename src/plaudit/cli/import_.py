@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import getpass
 from pathlib import Path
 
 import click
 from rich.console import Console
 
 from plaudit.cli.options import home_option, json_option, open_home, print_json
-from plaudit.domain import TrainingUse, utc_now
+from plaudit.domain import LicenceOf, TrainingUse, utc_now
 from plaudit.formats import catalogue
 from plaudit.formats.files import Rejected
 
@@ -25,6 +26,15 @@ SHOWN = 20
     default=None,
     help="Consent of what is imported (default: the setting `training_use_default`).",
 )
+@click.option(
+    "--licence", default=None, help="Licence of the data, such as mit (default: unknown, which blocks a release)."
+)
+@click.option(
+    "--terms",
+    type=click.Choice([use.value for use in TrainingUse]),
+    default=None,
+    help="Whether the terms of whoever it comes from allow training on it (default: unknown).",
+)
 @click.option("--check", is_flag=True, help="Read everything, store nothing.")
 @home_option
 @json_option
@@ -33,6 +43,8 @@ def import_(
     files: tuple[Path, ...],
     name: str | None,
     training_use: str | None,
+    licence: str | None,
+    terms: str | None,
     check: bool,
     home: Path | None,
     as_json: bool,
@@ -41,7 +53,7 @@ def import_(
 
     People's names become pseudonyms. The same file twice adds nothing. `plaudit annotate aggregate` then concludes Preferences.
     """
-    from plaudit.loop import imports
+    from plaudit.loop import imports, licences
 
     opened = open_home(home)
     read = catalogue.reader(format)
@@ -54,14 +66,20 @@ def import_(
             else:
                 report.n_records += 1
     else:
+        batch, now = name or files[0].name, utc_now()
+        if licence is not None or terms is not None:
+            rights = licence or licences.UNKNOWN, TrainingUse(terms or TrainingUse.UNKNOWN)
+            licences.declare(
+                opened.store, opened.project_id, LicenceOf.IMPORT, batch, *rights, by=getpass.getuser(), now=now
+            )
         with Console(stderr=True).status("Reading ...") as status:
             report = imports.take_in(
                 opened.store,
                 opened.project_id,
                 found,
-                name=name or files[0].name,
+                name=batch,
                 training_use=TrainingUse(training_use or opened.settings.training_use_default),
-                now=utc_now(),
+                now=now,
                 progress=lambda done: status.update(f"Reading ... {done:,} judgements"),
             )
     if as_json:

@@ -22,10 +22,15 @@ def loop() -> None:
 @click.option(
     "--when-due", is_flag=True, help="Only if enough Preferences are new and no alert blocks; else say why not."
 )
+@click.option(
+    "--forbidden-models",
+    multiple=True,
+    help="Models, * stands for anything, whose terms forbid training, beside those of the setting; the same until the turn is done.",
+)
 @click.option("--until", default=None, help="The last step to do, such as snapshot (default: all of the turn).")
 @home_option
 @json_option
-def run(when_due: bool, until: str | None, home: Path | None, as_json: bool) -> None:
+def run(when_due: bool, forbidden_models: tuple[str, ...], until: str | None, home: Path | None, as_json: bool) -> None:
     """The next turn, or what is left of it: Preferences, Snapshot, reward model, policy, questions, verdict."""
     from plaudit.loop import pipeline
 
@@ -39,7 +44,9 @@ def run(when_due: bool, until: str | None, home: Path | None, as_json: bool) -> 
         def show(step: str, line: dict[str, Any]) -> None:
             progress.update(task, completed=line["step"], total=line["of"], description=f"{step} {line['phase']}")
 
-        turn = pipeline.turn_of(opened.settings, opened.store, opened.project_id, on_progress=show)
+        turn = pipeline.turn_of(
+            opened.settings, opened.store, opened.project_id, on_progress=show, forbidden_models=forbidden_models
+        )
         report = pipeline.run_turn(turn, until)
     if as_json:
         print_json({"turn": report.number, "waiting": report.waiting, "outputs": dict(report.outputs)})

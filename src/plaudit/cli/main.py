@@ -14,6 +14,7 @@ from plaudit.errors import PlauditError, Refused
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "up": ("plaudit.cli.up:up", "Start service, policy server and worker."),
     "doctor": ("plaudit.cli.doctor:doctor", "Look at this installation and say what is found."),
+    "project": ("plaudit.cli.project:project", "Make, list and change projects."),
     "key": ("plaudit.cli.key:key", "Make, list and revoke API keys."),
     "person": ("plaudit.cli.person:person", "Invite, list and remove people who sign in."),
     "models": ("plaudit.cli.models:models", "Prepare base models."),
@@ -42,6 +43,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "restore": ("plaudit.cli.backup:restore", "Bring a backup into an empty home."),
     "store": ("plaudit.cli.store:store", "Move the rows to another database."),
     "demo": ("plaudit.cli.demo:demo", "The guided loop with simulated people."),
+    "simulate": ("plaudit.cli.simulate:simulate", "Simulated people: whom does Plaudit find?"),
     "service": ("plaudit.cli.service:service", "The service alone (what `up` starts)."),
     "worker": ("plaudit.cli.worker:worker", "The worker alone (what `up` starts)."),
 }
@@ -68,7 +70,8 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="plaudit")
-def plaudit() -> None:
+@click.option("--project", default=None, help="Name of the project that the command acts on (else: PLAUDIT_PROJECT).")
+def plaudit(project: str | None) -> None:  # `options.open_home` reads it
     """The RLHF loop for production."""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from plaudit import settings as settings_file
-from plaudit.domain import DEFAULT_PROJECT, Project, TrainingUse, utc_now
+from plaudit.domain import Project, TrainingUse, utc_now
 from plaudit.loop import govern
 from plaudit.settings import Settings
 from plaudit.store.database import Store, open_store
@@ -44,12 +44,18 @@ class Home:
 
 
 def open_home(home: Path | None, **overrides: Any) -> Home:
-    """Settings, store and default project of a home; creates what is missing. Raises ConfigError, Unavailable."""
-    settings = settings_file.load(home, **overrides)
+    """Settings, store and project of a home: the one that the setting `project` names, or `plaudit --project`. Creates what is missing, but no
+    project besides the default one. Raises ConfigError, NotFound, Unavailable."""
+    context = click.get_current_context(silent=True)
+    named = context.find_root().params.get("project") if context is not None else None
+    settings = settings_file.load(home, **{"project": named, **overrides})
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)  # people's words are in it
     store = open_store(settings.database_url)
     project = govern.ensure_project(store, utc_now(), TrainingUse(settings.training_use_default))
-    assert project.id == DEFAULT_PROJECT
+    if settings.project != project.name:
+        from plaudit.loop import projects
+
+        project = projects.find(store, settings.project)
     return Home(settings, store, project)
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from plaudit.cli.options import home_option, json_option, open_home, print_json
+from plaudit.errors import ConfigError
 
 
 @click.group()
@@ -114,4 +115,32 @@ def verify(version: str | None, home: Path | None, as_json: bool) -> None:
             click.echo(f"{one.kind} {one.id}: {one.problem}")
         click.echo(f"{len(found) - len(wrong)} of {len(found)} artifacts are what was registered.")
     if wrong:
+        click.get_current_context().exit(1)
+
+
+@registry.command()
+@home_option
+@json_option
+def mirror(home: Path | None, as_json: bool) -> None:
+    """Bring MLflow (the setting `mlflow_url`) up to date now; a worker does it by itself."""
+    from plaudit.domain import Project
+    from plaudit.loop import mirror as stage
+    from plaudit.loop.mlflow_server import MlflowServer
+
+    opened = open_home(home)
+    settings = opened.settings
+    if not settings.mlflow_url:
+        raise ConfigError(
+            "mlflow_url is empty; set it to the address of an MLflow server, such as http://127.0.0.1:5000."
+        )
+    with MlflowServer(settings.mlflow_url, settings.mlflow_token) as server:
+        wrote = stage.mirror(opened.store, opened.store.get(Project, opened.project_id), server, settings.mlflow_prefix)
+    if as_json:
+        print_json(wrote.to_dict())
+    else:
+        counts = ", ".join(f"{n} {name}" for name, n in wrote.to_dict().items() if isinstance(n, int) and n)
+        click.echo(f"{server.url}: {counts or 'up to date, nothing written'}.")
+        for problem in wrote.problems:
+            click.echo(problem)
+    if wrote.problems:
         click.get_current_context().exit(1)

@@ -36,13 +36,19 @@ def list_releases(home: Path | None, as_json: bool) -> None:
         said.setdefault(approval.release_id, []).append(f"{approval.person}: {approval.decision} {approval.stage}")
     found = opened.store.find(Release, project_id=opened.project_id)
     if as_json:
-        rows = [{"id": r.id, "state": r.state, "model": r.model, "checkpoint_id": r.checkpoint_id} for r in found]
+        rows = [
+            {"id": r.id, "state": r.state, "model": r.model, "segment": r.segment, "checkpoint_id": r.checkpoint_id}
+            for r in found
+        ]
         print_json({"releases": [{**row, "approvals": said.get(row["id"] or "", [])} for row in rows]})
         return
-    table = Table(Column("release", no_wrap=True), "state", "since", "model", "checkpoint", "approvals")
+    table = Table(Column("release", no_wrap=True), "state", "since", "for", "model", "checkpoint", "approvals")
     for one in found:
         since = f"{one.state_at:%Y-%m-%d %H:%M}"
-        table.add_row(one.id, one.state, since, one.model, one.checkpoint_id or "base", ", ".join(said.get(one.id, [])))
+        whom = one.segment or "everybody"
+        table.add_row(
+            one.id, one.state, since, whom, one.model, one.checkpoint_id or "base", ", ".join(said.get(one.id, []))
+        )
     Console().print(table)
 
 
@@ -78,6 +84,20 @@ def refuse(release_id: str, stage: str, person: str, reason: str, home: Path | N
 
 @release.command()
 @click.argument("release_id")
+@person_option
+@reason_option
+@home_option
+def override(release_id: str, person: str, reason: str, home: Path | None) -> None:
+    """Answer, on record, for what nobody knows the licence of behind RELEASE_ID. Approvals need other people."""
+    from plaudit.loop import licences
+
+    opened = open_home(home)
+    made = licences.override(opened.store, opened.project_id, release_id, person, reason, utc_now())
+    click.echo(f"{person} ({made.role}) answers for the licences of {release_id}: entry {made.seq} of the audit log.")
+
+
+@release.command()
+@click.argument("release_id")
 @by_option
 @home_option
 def canary(release_id: str, by: str | None, home: Path | None) -> None:
@@ -85,6 +105,55 @@ def canary(release_id: str, by: str | None, home: Path | None) -> None:
     from plaudit.loop import release as stage
 
     _act(home, lambda store, project: stage.to_canary(store, project, release_id, by or getpass.getuser(), utc_now()))
+
+
+@release.command()
+@click.argument("release_id")
+@click.argument("segment")
+@by_option
+@home_option
+def scope(release_id: str, segment: str, by: str | None, home: Path | None) -> None:
+    """Say that candidate RELEASE_ID is for users of SEGMENT, such as plan=pro ('' is everybody), before anybody approves it."""
+    from plaudit.loop import release as stage
+
+    def act(store: Any, project: str) -> Release:
+        return stage.scope(store, project, release_id, segment, by or getpass.getuser(), utc_now())
+
+    _act(home, act)
+
+
+@release.command()
+@click.argument("release_id")
+@by_option
+@home_option
+def shadow(release_id: str, by: str | None, home: Path | None) -> None:
+    """Let candidate RELEASE_ID answer copies of live requests, which nobody sees."""
+    from plaudit.loop import release as stage
+
+    _act(home, lambda store, project: stage.to_shadow(store, project, release_id, by or getpass.getuser(), utc_now()))
+
+
+@release.command()
+@click.argument("release_id")
+@home_option
+@json_option
+def shadowed(release_id: str, home: Path | None, as_json: bool) -> None:
+    """What RELEASE_ID made of live requests in shadow, beside what their users were answered."""
+    from plaudit.loop import shadow as stage
+
+    opened = open_home(home)
+    found = stage.figures(opened.store, opened.project_id, release_id)
+    if as_json:
+        print_json(found)
+        return
+    table = Table("figure", "in shadow", "live", "difference", "n")
+    for name, one in found["figures"].items():
+        bounds = one["difference"]
+        said = f"{bounds['mean']:+.4g} [{bounds['low']:+.4g}, {bounds['high']:+.4g}]" if bounds else "-"
+        shown = ("-" if one[side] is None else f"{one[side]:.4g}" for side in ("shadow", "live"))
+        table.add_row(name, *shown, said, str(one["n"]))
+    Console().print(table)
+    click.echo(f"{found['n']} requests copied.")
 
 
 @release.command()

@@ -48,11 +48,11 @@ def score(
 
     if not file.is_file():
         raise NotFound(f"There is no file {str(file)!r}; give a JSONL file of pairs or answers.")
-    checkpoint = _reward_in(folder)
+    checkpoint = reward_in(folder)
     given = {
         "inputs": str(file.absolute()),
         "reward": str(checkpoint.absolute()),
-        "base": str(_base(folder, checkpoint, base, settings_file.load(home).cache)),
+        "base": str(base_of(folder, checkpoint, base, settings_file.load(home).cache)),
     }
     config = run_config.assign("score", given, assignments)
     with ExitStack() as stack:
@@ -68,7 +68,7 @@ def score(
         _show(lines, out)
 
 
-def _reward_in(folder: Path) -> Path:
+def reward_in(folder: Path) -> Path:
     """The reward Checkpoint that a run folder holds, or that the folder is. Raises NotFound, BadInput (another kind)."""
     if not folder.is_dir():
         raise NotFound(f"There is no folder {str(folder)!r}; give the run folder or Checkpoint of a reward model.")
@@ -79,7 +79,7 @@ def _reward_in(folder: Path) -> Path:
     return checkpoint
 
 
-def _base(folder: Path, checkpoint: Path, said: str | None, cache: Path) -> Path:
+def base_of(folder: Path, checkpoint: Path, said: str | None, cache: Path) -> Path:
     """The prepared base: the one asked for, else the run's own folder, else what the manifest names. Raises NotFound, Unavailable."""
     if said is None:
         for run in (folder, checkpoint.absolute().parent):

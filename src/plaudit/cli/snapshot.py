@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -13,8 +14,9 @@ from typing import Any
 import click
 
 from plaudit import artifacts
+from plaudit import settings as settings_file
 from plaudit.cli.options import Command, home_option, json_option, open_home, print_json
-from plaudit.domain import SnapshotRecord, utc_now
+from plaudit.domain import LicenceOf, SnapshotRecord, TrainingUse, utc_now
 from plaudit.errors import BadInput, Corrupt, NotFound
 from plaudit.loop.snapshots.pool import Curation
 
@@ -59,6 +61,7 @@ def freeze(
 ) -> None:
     """Freeze everything that may be trained on."""
     options["personal_data"] = _pairs(options["personal_data"])
+    options["forbidden_models"] = _forbidden(home, options["forbidden_models"])
     curation = Curation(**options)
     _freeze(home, curation, seed, [one for file in canaries for one in _prompts(file)], to, as_json)
 
@@ -79,11 +82,13 @@ def rebuild(folder: Path, home: Path | None, as_json: bool) -> None:
         )
     asked = config.get("curation", {})
     given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in asked.items()}
+    given["forbidden_models"] = _forbidden(home, given.get("forbidden_models", ()))
     opened = open_home(home)
     record, made = stage.freeze(
         opened.store,
         opened.project_id,
         opened.settings.home / "snapshots",
+        base_licence=_base_licence(opened.settings.home),
         seed=config["seed"],
         fractions=config["fractions"],
         curation=Curation(**given),
@@ -124,6 +129,30 @@ def diff(before: str, after: str, out: Path | None, as_json: bool) -> None:
         click.echo(differences.as_markdown(found))
 
 
+@snapshot.command()
+@click.argument("subject", type=click.Choice([one.value for one in LicenceOf]))
+@click.argument("name")
+@click.argument("licence")
+@click.option(
+    "--terms",
+    type=click.Choice([use.value for use in TrainingUse]),
+    default="unknown",
+    show_default=True,
+    help="Whether its terms allow training on it; denied keeps all of it out of Snapshots.",
+)
+@click.option("--by", default=None, help="Who says so (default: your account here).")
+@home_option
+def licence(subject: str, name: str, licence: str, terms: str, by: str | None, home: Path | None) -> None:
+    """Say the LICENCE of an import, or of the answers of a model that is none of ours (* in its NAME stands for anything)."""
+    from plaudit.loop import licences
+
+    opened = open_home(home)
+    who = by or getpass.getuser()
+    said = LicenceOf(subject), name, licence, TrainingUse(terms)
+    made = licences.declare(opened.store, opened.project_id, *said, by=who, now=utc_now())
+    click.echo(f"{subject} {name}: {made.licence}, terms {made.terms}; said by {made.by}.")
+
+
 @snapshot.command(name="list")
 @home_option
 def list_snapshots(home: Path | None) -> None:
@@ -153,20 +182,43 @@ def fetch(address: str, parent: Path) -> None:
 def _freeze(
     home: Path | None, curation: Curation, seed: int, canaries: Sequence[Any], to: str | None, as_json: bool
 ) -> None:
+    from plaudit.loop import copies
     from plaudit.loop import snapshot as stage
 
     opened = open_home(home)
     parent = opened.settings.home / "snapshots"
     record, made = stage.freeze(
-        opened.store, opened.project_id, parent, seed=seed, curation=curation, canaries=canaries, now=utc_now()
+        opened.store,
+        opened.project_id,
+        parent,
+        seed=seed,
+        curation=curation,
+        canaries=canaries,
+        base_licence=_base_licence(opened.settings.home),
+        now=utc_now(),
     )
     address = artifacts.publish(made.folder, to) if to else None
+    if address is not None:
+        copies.of_folder(made.folder, made.manifest.id, address, utc_now())
     if as_json:
         shown = {"id": record.id, "folder": record.folder, "sha256": record.sha256, "counts": record.counts}
         print_json(shown | ({"address": address} if address else {}))
     else:
         click.echo(f"{record.id}  {record.folder}" + (f"  {address}" if address else ""))
         click.echo(f"  {record.counts}")
+
+
+def _forbidden(home: Path | None, given: Sequence[str]) -> tuple[str, ...]:
+    """What is asked for, then what the settings forbid."""
+    return tuple(dict.fromkeys((*given, *settings_file.load(home).never_learnt)))
+
+
+def _base_licence(home: Path) -> str:
+    """That of the home's base model; unknown before one is prepared."""
+    from plaudit.loop import licences
+
+    note = home / "base.json"
+    return licences.base_licence(Path(json.loads(note.read_text())["folder"])) if note.is_file() else licences.UNKNOWN
 
 
 @contextmanager

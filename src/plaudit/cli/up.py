@@ -50,7 +50,9 @@ def up(
     """Start everything and stay until Ctrl-C."""
     if upstream is not None and model is None:
         raise click.UsageError("--upstream needs --model, the model's name there.")
-    opened = open_home(home, base=base, role=role, host=host, port=port, policy_port=policy_port)
+    opened = open_home(
+        home, base=base, role=role, host=host, port=port, policy_port=policy_port, project=Settings.project
+    )
     settings = opened.settings
     roles = settings.roles
     serves, chats, works = bool(roles - {"worker"}), "gateway" in roles, "worker" in roles and with_worker

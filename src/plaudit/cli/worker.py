@@ -22,6 +22,7 @@ def worker(home: Path | None, parent: int | None) -> None:
 
     end_with(parent)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # else it logs every request of webhooks and the mirror
     opened = open_home(home)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -65,9 +65,12 @@ class Plaudit:
         attributes, model, release_id (where `assign` named it), at, idempotency_key (a new one)."""
         return self._logged(self._http.ask("POST", "/v1/interactions", logged(messages, responses, **about)))
 
-    def assign(self, user: str, conversation_id: str | None = None) -> dict[str, Any]:
-        """Which release answers this user, in a conversation that may have begun already: {release_id, model, experiment_id, arm}."""
-        return self._http.ask("GET", "/v1/assignment", params={"user": user} | given(conversation_id=conversation_id))
+    def assign(
+        self, user: str, conversation_id: str | None = None, attributes: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Which release answers this user, in a conversation that may have begun already: {release_id, model, experiment_id, arm}.
+        `attributes` are those of the later log, where releases or pilots of a segment exist."""
+        return self._http.ask("GET", "/v1/assignment", params=_whom(user, conversation_id, attributes))
 
     def token(self, interaction_id: str) -> str | None:
         """What lets a browser rate this answer, of the last 10,000 that this object got or logged."""
@@ -129,10 +132,11 @@ class AsyncPlaudit:
         self._tokens.keep(said["id"], said.get("feedback_token"))
         return str(said["id"])
 
-    async def assign(self, user: str, conversation_id: str | None = None) -> dict[str, Any]:
+    async def assign(
+        self, user: str, conversation_id: str | None = None, attributes: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """As `Plaudit.assign`."""
-        params = {"user": user} | given(conversation_id=conversation_id)
-        return await self._http.ask("GET", "/v1/assignment", params=params)
+        return await self._http.ask("GET", "/v1/assignment", params=_whom(user, conversation_id, attributes))
 
     def token(self, interaction_id: str) -> str | None:
         """As `Plaudit.token`."""
@@ -159,7 +163,8 @@ class AnnotationClient:
         self._http = http
 
     def lease(self) -> dict[str, Any] | None:
-        """The next question: {lease_id, comparison_id, expires_at, messages, kind, guideline, responses: [{id, text}]}, or None."""
+        """The next question: {lease_id, comparison_id, expires_at, messages, kind, criteria, scale, guideline, responses: [{id, text}]}, or
+        None."""
         return self._http.ask("POST", "/v1/annotation/lease") or None
 
     def answer(
@@ -169,10 +174,16 @@ class AnnotationClient:
         verdict: str,
         choice: str | None = None,
         strength: int | None = None,
+        rating: int | None = None,
+        criteria: Mapping[str, str | int] | None = None,
         seconds: float,
+        note: str | None = None,
+        edit: str | None = None,
     ) -> dict[str, Any]:
-        """`verdict`: prefer (with `choice`, a response id), tie, both_bad or skip; `seconds` is the time it took."""
-        body = {"lease_id": lease_id, "verdict": verdict, "seconds": seconds} | given(choice=choice, strength=strength)
+        """`verdict`: prefer (with `choice`, a response id), tie, both_bad, rate (with `rating`) or skip. `criteria`: of each that the
+        question names a response id or tie, or a rating. `edit`: the chosen response as it should be. `seconds` is the time it took."""
+        body = {"lease_id": lease_id, "verdict": verdict, "seconds": seconds}
+        body |= given(choice=choice, strength=strength, rating=rating, criteria=criteria, note=note, edit=edit)
         return self._http.ask("POST", "/v1/annotations", body)
 
     def heartbeat(self, lease_id: str) -> dict[str, Any]:
@@ -213,6 +224,11 @@ def logged(
         release_id=release_id,
         at=at,
     )
+
+
+def _whom(user: str, conversation_id: str | None, attributes: Mapping[str, Any] | None) -> dict[str, Any]:
+    declared = [f"{name}={str(v).lower() if isinstance(v, bool) else v}" for name, v in (attributes or {}).items()]
+    return {"user": user} | given(conversation_id=conversation_id, attribute=declared or None)
 
 
 def _asked(

@@ -61,7 +61,7 @@ class Http:
         path: str,
         body: Mapping[str, Any] | None = None,
         *,
-        params: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] | None = None,
         repeatable: bool = True,
     ) -> dict[str, Any]:
         """The decoded answer, {} where it is empty. Raises the PlauditError of its code, or Unavailable where there is no answer."""
@@ -99,7 +99,7 @@ class AsyncHttp:
         path: str,
         body: Mapping[str, Any] | None = None,
         *,
-        params: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] | None = None,
         repeatable: bool = True,
     ) -> dict[str, Any]:
         """As `Http.ask`."""

@@ -27,6 +27,7 @@ from plaudit.domain import (
     utc_now,
 )
 from plaudit.loop import annotate, release
+from plaudit.loop.asking import Asking
 from plaudit.openai_protocol import Answer
 
 Tell = Callable[[int, int], None]  # done, of
@@ -133,6 +134,7 @@ def draw_second(demo: Demo, tell: Tell, *, prefix: str = "user", batch: str = TU
         checkpoint_id=live.checkpoint_id,
         batch=batch,
         overlap=OVERLAP,
+        asking=Asking(demo.settings.treatments, demo.settings.never_learnt),
         now=utc_now(),
     )
     skipped = ", ".join(f"{n} skipped: {why}" for why, n in planned.skipped.items())

@@ -1,6 +1,6 @@
 """python -m plaudit.learn PROGRAM RUN_DIR      reward | sft | dpo | ppo | grpo | best_of | score; reads RUN_DIR/config.json, writes RUN_DIR
 python -m plaudit.learn prepare SPEC CACHE   a base model: smollm2 | tiny | a folder | a hub id; prints the folder
-python -m plaudit.learn export CHECKPOINT BASE peft|merged OUT    what vLLM, peft and transformers load; the last line says what, as JSON
+python -m plaudit.learn export CHECKPOINT BASE peft|merged OUT [EVALUATION.json]    what vLLM, peft and transformers load; JSON says what last
 python -m plaudit.learn on ADDRESS WORKERS STORAGE PROGRAM RUN_DIR    the same on a Ray cluster (cluster.py)
 
 What a pipeline, a cluster or a person launches, alone or as `torchrun --nproc-per-node=2 -m plaudit.learn PROGRAM RUN_DIR`. Kill it
@@ -62,10 +62,11 @@ def _dispatch(arguments: list[str]) -> None:
             base = base_models.prepare(spec, Path(cache))
             decoders.prove(base)
             print(base)
-        case ["export", checkpoint, base, form, out]:
+        case ["export", checkpoint, base, form, out, *rest] if len(rest) < 2:
             from plaudit.learn import export
 
-            print(json.dumps(export.export(Path(checkpoint), Path(base), form, Path(out))))
+            evaluation = json.loads(Path(rest[0]).read_text()) if rest else None
+            print(json.dumps(export.export(Path(checkpoint), Path(base), form, Path(out), evaluation)))
         case [("reward" | "sft" | "dpo" | "ppo" | "grpo" | "best_of" | "score") as program, folder]:
             run(program, Path(folder))
         case ["on", address, workers, storage, program, folder] if program in PROGRAMS:
@@ -75,7 +76,7 @@ def _dispatch(arguments: list[str]) -> None:
         case _:
             raise BadInput(
                 f"Cannot run {' '.join(arguments)!r}; usage: python -m plaudit.learn {'|'.join(PROGRAMS)} RUN_DIR, "
-                "python -m plaudit.learn prepare SPEC CACHE, or python -m plaudit.learn export CHECKPOINT BASE peft|merged OUT."
+                "python -m plaudit.learn prepare SPEC CACHE, or python -m plaudit.learn export CHECKPOINT BASE peft|merged OUT [EVALUATION.json]."
             )
 
 

@@ -27,6 +27,7 @@ from plaudit.learn.configs import BestOfConfig
 from plaudit.learn.experience import Prompt, run_trunks, sample
 from plaudit.learn.nets import Adapter, Decoder
 from plaudit.learn.policies import choose_dtype, load_base
+from plaudit.learn.readers import Readers
 from plaudit.learn.rollout import Sampling
 from plaudit.learn.run_folder import Clock, RunFolder, read_jsonl
 from plaudit.learn.tokens import ChatTokenizer, pack
@@ -51,7 +52,8 @@ def select(config: BestOfConfig, run: RunFolder) -> dict[str, Any]:
     prompts = read_prompts(config)
     decoder, tokenizer = load_base(config.base, 0, choose_dtype(config.compute)), ChatTokenizer.load(base)
     policy = checkpoint.load_policy(Path(config.policy), base) if config.policy else None
-    reward = ComposedReward.load(config.reward, base, decoder, tokenizer)
+    readers = Readers([Path(other) for other in config.bases], base, decoder.dtype, config.compute.micro_tokens)
+    reward = ComposedReward.load(config.reward, base, decoder, tokenizer, readers=readers)
     sampler = Sampler(config, decoder, policy, reward, tokenizer)
     size = max(1, ROWS // config.n)
     n_blocks = -(-len(prompts) // size)

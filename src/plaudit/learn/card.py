@@ -41,6 +41,8 @@ def write(result: Json, config: RewardConfig) -> tuple[str, dict[str, str]]:
     if result.get("traps"):
         pictures["traps.svg"] = draw(_trap_bars(result["traps"]), "Scores of trap texts beside those of real answers.")
         parts.append(_traps(result["traps"]))
+    if result.get("thumbs"):
+        parts.append(_thumbs(result["thumbs"]))
     if result.get("ablations"):
         parts.append(_ablations(result["ablations"]))
     parts.append(_limits(result, config))
@@ -77,6 +79,8 @@ def _training(result: Json, config: RewardConfig) -> str:
         lines.append(f"It has a head for each criterion; its one score is {mix}.")
     if config.members > 1:
         how = "an adapter each on one frozen trunk" if config.members_share == "trunk" else "a head each on one body"
+        if config.other_bases:
+            how = f"an adapter each, in turn on {' and '.join(base['spec'] for base in result['bases'])}"
         drawn = ", each on prompt families drawn with replacement" if config.bootstrap else ""
         lines.append(f"It is an ensemble of {config.members} members, {how}{drawn}; its score is their mean.")
     return "\n".join(lines)
@@ -200,6 +204,21 @@ def _traps(found: Json) -> str:
     )
 
 
+def _thumbs(found: Json) -> str:
+    rows = [
+        (f"{_words(name)}: {value}" if name else "all", str(part["n_up"]), str(part["n_down"]), _interval(part["auc"]))
+        for name, value, part in [
+            ("", "", found),
+            *((name, value, part) for name, parts in found["by"].items() for value, part in parts.items()),
+        ]
+    ]
+    return (
+        "## Users' thumbs\n\nHow often a held-out answer with a thumb up scores above one with a thumb down (AUC; .5 is a coin). The answers are "
+        "to different prompts, so part of it is which questions please; users who leave thumbs chose to.\n\n"
+        + _table(("answers", "up", "down", "AUC"), rows)
+    )
+
+
 def _ablations(found: Sequence[Json]) -> str:
     rows = []
     for entry in found:
@@ -232,6 +251,9 @@ def _limits(result: Json, config: RewardConfig) -> str:
         ]
         if weak:
             out.append(f"It is worse than its mean on: {', '.join(weak)}.")
+    said = result.get("thumbs")
+    if said and said["auc"]["low"] <= 0.5:
+        out.append(f"It is not shown to tell answers that users liked from others (AUC {_interval(said['auc'])}).")
     for name, entry in result.get("traps", {}).get("by", {}).items():
         if entry["verdict"] in LIMITS:
             out.append(f"The trap text `{name}` {LIMITS[entry['verdict']]}.")

@@ -32,6 +32,7 @@ from plaudit.learn import distributed
 from plaudit.learn.base_models import PREPARED, BaseIdentity, identity
 from plaudit.learn.decoders import read_config
 from plaudit.learn.nets import Adapter, Decoder, ScalarHead, Shape
+from plaudit.learn.readers import Reader, Readers, belongs
 from plaudit.learn.rewards import RewardModel
 from plaudit.learn.tokens import ChatTokenizer, specimen
 
@@ -52,14 +53,16 @@ def save_policy(
     value_head: ScalarHead | None = None,
     card: str = "",
     learnt_from: Mapping[str, Any] | None = None,
+    pictures: Mapping[str, str] | None = None,
 ) -> artifacts.Manifest:
     """Write and finish a policy Checkpoint. `parents` maps a role to the folder it came from; finished ones are recorded by id. `card`
-    follows the facts in card.md; `learnt_from` is the lineage of the reward (ComposedReward.lineage)."""
+    follows the facts in card.md, `pictures` (name -> SVG) lie beside it; `learnt_from` is the lineage of the reward (ComposedReward.lineage)."""
     artifacts.new_folder(folder.parent, folder.name)
     known = identity(base)
     write_adapter(folder, adapter, known.spec)
     if value_head is not None:
         _save(folder / VALUE_HEAD, dict(value_head.state_dict()))
+    _draw(folder, pictures)
     return _finish(folder, "policy", base, known, _shape(adapter), parents, metrics, _lesson(learnt_from), card)
 
 
@@ -72,6 +75,7 @@ def save_full_policy(
     value_head: ScalarHead | None = None,
     card: str = "",
     learnt_from: Mapping[str, Any] | None = None,
+    pictures: Mapping[str, str] | None = None,
 ) -> artifacts.Manifest:
     """Write and finish a policy with weights of its own: a Hugging Face folder, itself a base for whatever asks for one."""
     artifacts.new_folder(folder.parent, folder.name)
@@ -85,7 +89,13 @@ def save_full_policy(
     artifacts.write_atomic(folder / PREPARED, json.dumps({"spec": spec, "license": known.license}, indent=1) + "\n")
     if value_head is not None:
         _save(folder / VALUE_HEAD, dict(value_head.state_dict()))
+    _draw(folder, pictures)
     return _finish(folder, "policy", base, known, None, parents, metrics, _lesson(learnt_from), card)
+
+
+def _draw(folder: Path, pictures: Mapping[str, str] | None) -> None:
+    for name, picture in (pictures or {}).items():
+        artifacts.write_atomic(folder / name, picture)
 
 
 def _lesson(learnt_from: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -103,8 +113,8 @@ def save_reward(
 ) -> artifacts.Manifest:
     """Write and finish a reward Checkpoint: adapter or fully trained layers, heads, pooling and normalisation.
 
-    An ensemble has a folder for each member: its heads, and its adapter where members do not share one body. `card` follows the facts
-    in card.md, `pictures` (name -> SVG) lie beside it.
+    An ensemble has a folder for each member: its heads, and its adapter where members do not share one body; of a member on another base
+    the manifest says which. `card` follows the facts in card.md, `pictures` (name -> SVG) lie beside it.
     """
     artifacts.new_folder(folder.parent, folder.name)
     known = identity(base)
@@ -112,7 +122,8 @@ def save_reward(
     shared = len({id(member.adapter) for member in members}) == 1
     for name, member in _places(members):
         if not shared or member is members[0]:
-            _save_body(folder if shared else folder / name, member, known)
+            stands_on = known if member.reader is None else identity(member.reader.folder)
+            _save_body(folder if shared else folder / name, member, stands_on)
         _save(folder / name / HEAD, dict(member.head.state_dict()))
         if member.heads:
             states = {criterion: head.state_dict() for criterion, head in member.heads.items()}
@@ -125,12 +136,18 @@ def save_reward(
         "first_layer": model.first_layer,
         "read_layer": model.read_layer,
         "sd": model.sd,
-        "members": [{"folder": name, "sd": member.sd} for name, member in _places(model.members)],
+        "members": [{"folder": name, "sd": member.sd, **_elsewhere(member)} for name, member in _places(model.members)],
     }
-    for name, picture in (pictures or {}).items():
-        artifacts.write_atomic(folder / name, picture)
+    _draw(folder, pictures)
     shape = None if model.adapter is None else _shape(model.adapter)
     return _finish(folder, "reward", base, known, shape, parents, metrics, {"reward": extra}, card)
+
+
+def _elsewhere(member: RewardModel) -> dict[str, Any]:
+    """What the manifest says of a member on another base; nothing of the others."""
+    if member.reader is None:
+        return {}
+    return {"stands_on": _facts(member.reader.folder), "read_layer": member.read_layer}
 
 
 def _places(members: Sequence[RewardModel]) -> list[tuple[str, RewardModel]]:
@@ -170,14 +187,18 @@ def load_value_head(folder: Path, base: Path) -> ScalarHead | None:
     return _load_head(folder / VALUE_HEAD)
 
 
-def load_reward(folder: Path, base: Path, decoder: Decoder) -> RewardModel:
-    """Verify and read a reward model; it shares `decoder` (the base) where it is an adapter. Raises as load_policy does."""
-    manifest = _open(folder, "reward", base)
+def load_reward(folder: Path, base: Path, decoder: Decoder, readers: Readers | None = None) -> RewardModel:
+    """Verify and read a reward model; it shares `decoder` (the base) where it is an adapter. It, or a member, may stand on another base that
+    `readers` find. Raises as load_policy does."""
+    manifest = artifacts.verify(folder, "checkpoint")
+    _check_kind(folder, manifest, "reward")
     said = manifest.body["reward"]
-    shared = _load_body(folder, base, decoder)
+    own = _stand(folder, manifest.body, base, decoder, readers)
+    shared = _load_body(folder, *own[:2])
 
-    def read(place: Path, sd: float) -> RewardModel:
-        body = shared or _load_body(place, base, decoder)
+    def read(place: Path, about: Mapping[str, Any]) -> RewardModel:
+        there = _stand(place, about["stands_on"], base, decoder, readers) if "stands_on" in about else own
+        body = shared or _load_body(place, *there[:2])
         if body is None:
             raise Corrupt(
                 f"{place} has neither {ADAPTER_WEIGHTS} nor {FULL_WEIGHTS}; restore the folder from a backup."
@@ -186,11 +207,33 @@ def load_reward(folder: Path, base: Path, decoder: Decoder) -> RewardModel:
         for one in (head, *heads.values()):
             one.requires_grad_(False)
         return RewardModel(
-            *body, head, said["pooling"], said["first_layer"], sd, read_layer=said["read_layer"], heads=heads
+            *body,
+            head,
+            said["pooling"],
+            said["first_layer"],
+            about["sd"],
+            read_layer=about.get("read_layer", said["read_layer"]),
+            heads=heads,
+            reader=there[2],
         )
 
-    members = tuple(read(folder / one["folder"], one["sd"]) for one in said.get("members", []))
-    return replace(members[0], sd=said["sd"], members=members) if members else read(folder, said["sd"])
+    members = tuple(read(folder / one["folder"], one) for one in said.get("members", []))
+    return replace(members[0], sd=said["sd"], members=members) if members else read(folder, {"sd": said["sd"]})
+
+
+Stand = tuple[
+    Path, Decoder, Reader | None
+]  # a base: its folder, its decoder, and who reads it where it is not the program's
+
+
+def _stand(place: Path, said: Mapping[str, Any], base: Path, decoder: Decoder, readers: Readers | None) -> Stand:
+    """The base that these facts of a manifest describe: the program's own, or one that `readers` find. Raises BadInput where it is neither."""
+    if not belongs(said, identity(base)):
+        found = readers.find(said) if readers is not None else None
+        if found is not None:
+            return found.folder, found.decoder, found
+    _check_base(place, said, base, "load it with that base, or name that base in `bases`")
+    return base, decoder, None
 
 
 def _load_body(folder: Path, base: Path, decoder: Decoder) -> tuple[Decoder, Adapter | None] | None:
@@ -227,6 +270,21 @@ def write_adapter(folder: Path, adapter: Adapter, base: str) -> None:
         "inference_mode": True,
     }
     artifacts.write_atomic(folder / ADAPTER_CONFIG, json.dumps(config, indent=1) + "\n")
+
+
+@torch.no_grad()
+def write_weights(folder: Path, decoder: Decoder, adapter: Adapter | None) -> None:
+    """Put these weights, fp32 and with the adapter added, in the place of those in a Hugging Face folder; a reader sees the old or the new."""
+    weights = {name: weight.float() for name, weight in decoder.hf_names().items()}
+    for key, linear in (adapter.places if adapter is not None else {}).items():
+        assert adapter is not None
+        name = f"{linear.path}.weight"
+        weights[name] = weights[name] + adapter.scale * adapter.b[key].float() @ adapter.a[key].float()
+    (folder / PREPARED).unlink(missing_ok=True)  # what it says of the weights is no longer so
+    _save(folder / FULL_WEIGHTS, weights)
+    for path in folder.glob("*.safetensors*"):
+        if path.name != FULL_WEIGHTS:  # shards of the weights that were there before, and their index
+            path.unlink()
 
 
 def read_adapter(folder: Path, config: Shape) -> Adapter:
@@ -317,10 +375,7 @@ def _finish(
     lineage = {role: _id_of(place) for role, place in parents.items() if place}
     body = {
         "checkpoint_kind": kind,
-        "base": {"spec": base.spec, "sha256": base.sha256},
-        "tokenizer_sha256": base.tokenizer_sha256,
-        "template_sha256": base.template_sha256,
-        "specimen": json.dumps(specimen(ChatTokenizer.load(base_folder)), ensure_ascii=False),
+        **_facts(base_folder),
         "adapter": shape,
         "parents": lineage,
         "metrics": dict(metrics),
@@ -342,6 +397,17 @@ def _finish(
     return artifacts.finish(folder, "checkpoint", body)
 
 
+def _facts(base: Path) -> dict[str, Any]:
+    """What a manifest says of a base, to know it again and to show where another one differs."""
+    known = identity(base)
+    return {
+        "base": {"spec": known.spec, "sha256": known.sha256},
+        "tokenizer_sha256": known.tokenizer_sha256,
+        "template_sha256": known.template_sha256,
+        "specimen": json.dumps(specimen(ChatTokenizer.load(base)), ensure_ascii=False),
+    }
+
+
 def _id_of(place: str) -> str:
     folder = Path(place)
     return artifacts.read_manifest(folder).id if (folder / artifacts.MANIFEST).is_file() else folder.name
@@ -349,9 +415,20 @@ def _id_of(place: str) -> str:
 
 def _open(folder: Path, kind: str, base: Path) -> artifacts.Manifest:
     manifest = artifacts.verify(folder, "checkpoint")
-    body, here = manifest.body, identity(base)
-    if body["checkpoint_kind"] != kind:
-        raise BadInput(f"{folder} is a {body['checkpoint_kind']} Checkpoint, not a {kind}.")
+    _check_kind(folder, manifest, kind)
+    _check_base(folder, manifest.body, base)
+    return manifest
+
+
+def _check_kind(folder: Path, manifest: artifacts.Manifest, kind: str) -> None:
+    if manifest.body["checkpoint_kind"] != kind:
+        raise BadInput(f"{folder} is a {manifest.body['checkpoint_kind']} Checkpoint, not a {kind}.")
+
+
+def _check_base(
+    folder: Path, body: Mapping[str, Any], base: Path, remedy: str = "load it with the base it was trained on"
+) -> None:
+    here = identity(base)
     for what, theirs, ours in (
         ("base model", body["base"]["sha256"], here.sha256),
         ("tokenizer", body["tokenizer_sha256"], here.tokenizer_sha256),
@@ -360,9 +437,8 @@ def _open(folder: Path, kind: str, base: Path) -> artifacts.Manifest:
         if theirs != ours:
             raise BadInput(
                 f"{folder} was trained with another {what} ({body['base']['spec']}, {theirs[:12]}) than {base} has "
-                f"({ours[:12]}){_first_difference(body, base)}; load it with the base it was trained on."
+                f"({ours[:12]}){_first_difference(body, base)}; {remedy}."
             )
-    return manifest
 
 
 def _first_difference(body: Mapping[str, Any], base: Path) -> str:

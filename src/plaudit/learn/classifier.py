@@ -34,17 +34,13 @@ LIFT, STEADY = 3e15, 3e3  # their product's square must be below 3.4e38
 
 
 def convert(model: RewardModel, folder: Path, base: Path, pad_id: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(config.json, weights) of the classifier; `folder` is named in errors. Raises BadInput where it would not score the same."""
+    """(config.json, weights) of the classifier; `folder` is named in errors. Of an ensemble, whose members must share one body, it gives
+    their mean. Raises BadInput where it would not score the same."""
     decoder, members = model.decoder, model.members or (model,)
     if model.pooling != "last":
         raise BadInput(
             f"{folder} pools {model.pooling!r}, and AutoModelForSequenceClassification reads the last token only, not knowing "
             "where a response begins; train with pooling 'last' to export it."
-        )
-    if len({id(member.adapter) for member in members}) > 1:
-        raise BadInput(
-            f"{folder} is an ensemble of {len(members)} adapters, which is as many models; train one member, or members that "
-            "share one body, to export it."
         )
     if isinstance(decoder, PlainDecoder) or decoder.config.qk_norm:
         raise BadInput(

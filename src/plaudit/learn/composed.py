@@ -30,6 +30,7 @@ from plaudit.learn.configs import FunctionTerm, HttpTerm, ModelTerm, Reward, Ter
 from plaudit.learn.http_scorer import Scorer
 from plaudit.learn.nets import Decoder
 from plaudit.learn.own_function import OwnFunction
+from plaudit.learn.readers import Readers, Texts, texts_of
 from plaudit.learn.rewards import RewardModel, member_scores, prefix_scores, score_responses
 from plaudit.learn.tokens import ChatTokenizer, Pack, Rollout, Trunk
 
@@ -75,18 +76,19 @@ class ComposedReward:
         decoder: Decoder,
         tokenizer: ChatTokenizer,
         environ: Mapping[str, str] | None = None,
+        readers: Readers | None = None,
     ) -> ComposedReward:
         """Load Checkpoints, import functions, read the tokens that http terms name from `environ` (the process's own, if not told).
 
-        Raises PlauditErrors: a Checkpoint that is missing, broken or of another base, a function that is not there, a pattern that
-        cannot be read, a variable not set.
+        Raises PlauditErrors: a Checkpoint that is missing, broken or of a base that `readers` do not find, a function that is not there,
+        a pattern that cannot be read, a variable not set.
         """
         parts: dict[str, Members | OwnFunction | Scorer] = {}
         terms = reward_terms(config)
         for term in terms:
             match term:
                 case ModelTerm():
-                    parts[term.name] = _load_members(term, base, decoder)
+                    parts[term.name] = _load_members(term, base, decoder, readers)
                 case FunctionTerm():
                     parts[term.name] = own_function.load(term)
                 case HttpTerm():
@@ -98,8 +100,10 @@ class ComposedReward:
     @property
     def depths(self) -> tuple[int, ...]:
         """The layers at which `score` wants a trunk: below them, all its reward models are the base."""
-        members = [part for part in self.parts.values() if isinstance(part, Members)]
-        return tuple(sorted({model.first_layer for part in members for model in part.models}))
+        return tuple(sorted({model.first_layer for model in self._models() if model.reads_ids}))
+
+    def _models(self) -> list[RewardModel]:
+        return [model for part in self.parts.values() if isinstance(part, Members) for model in part.models]
 
     def score(
         self, rollout: Rollout, packs: Sequence[Pack], trunks: Mapping[int, Trunk | None], messages: Sequence[Messages]
@@ -111,13 +115,15 @@ class ComposedReward:
         """
         total, terms, spreads = torch.zeros(rollout.n), dict[str, Tensor](), list[Tensor]()
         read: Answers | None = None
+        foreign = any(model.reads_text for model in self._models())
+        texts = texts_of(rollout, messages, self.tokenizer) if foreign else None
         for term in self.terms:
             part = self.parts.get(term.name)
             if isinstance(term, ModelTerm):
                 assert isinstance(part, Members)
                 own, members = (
                     distributed.assembled(found, (len(found), rollout.n))
-                    for found in _score_models(part.models, packs, trunks)
+                    for found in _score_models(part.models, packs, trunks, texts)
                 )
                 value = combine(own if term.combine == "mean" else members, term.combine, term.sd_coef)
                 if len(members) > 1:
@@ -132,8 +138,9 @@ class ComposedReward:
 
     @property
     def reads_prefixes(self) -> bool:
-        """Whether a reward model is among the terms, so that a beginning has a score too."""
-        return any(isinstance(part, Members) for part in self.parts.values())
+        """Whether there are reward models, all on this base, so that a beginning, cut at any of its tokens, has a score too."""
+        models = self._models()
+        return bool(models) and not any(model.reads_text for model in models)
 
     def prefix_scores(self, packs: Sequence[Pack], trunks: Mapping[int, Trunk | None]) -> Tensor:
         """What the model terms say of each response up to each of its tokens, weighted, in units of each model's spread.   -> (N, R)"""
@@ -207,20 +214,20 @@ def combine(scores: Tensor, how: str, sd_coef: float) -> Tensor:
 
 
 def _score_models(
-    models: Sequence[RewardModel], packs: Sequence[Pack], trunks: Mapping[int, Trunk | None]
+    models: Sequence[RewardModel], packs: Sequence[Pack], trunks: Mapping[int, Trunk | None], texts: Texts | None
 ) -> tuple[Tensor, Tensor]:
     """C Checkpoints with K members in all, a model alone being its own member: their scores (C, N) as `score` would give them, each in
     units of the whole Checkpoint's spread, and the members' (K, N), each in units of its own."""
     own, members = [], []
     for model in models:
-        trunk = trunks[model.first_layer]
+        trunk = trunks[model.first_layer] if model.reads_ids else None
         if model.members:
-            each = member_scores(model, packs, trunk)
+            each = member_scores(model, packs, trunk, texts)
             spreads = torch.tensor([member.sd for member in model.members])
             own.append((each * spreads[:, None]).mean(dim=0) / model.sd)  # the mean of their raw scores
             members.append(each)
         else:
-            own.append(score_responses(model, packs, trunk) / model.sd)
+            own.append(score_responses(model, packs, trunk, texts) / model.sd)
             members.append(own[-1][None])
     return torch.stack(own), torch.cat(members)
 
@@ -235,9 +242,9 @@ def _score_text(term: Term, part: Members | OwnFunction | Scorer | None, read: A
     return rule_terms.score_rule(term, read)
 
 
-def _load_members(term: ModelTerm, base: Path, decoder: Decoder) -> Members:
+def _load_members(term: ModelTerm, base: Path, decoder: Decoder, readers: Readers | None) -> Members:
     folders = [Path(folder) for folder in term.checkpoints]
-    models = tuple(checkpoint.load_reward(folder, base, decoder) for folder in folders)
+    models = tuple(checkpoint.load_reward(folder, base, decoder, readers) for folder in folders)
     if sum(len(model.members) or 1 for model in models) == 1 and term.combine != "mean":
         raise ConfigError(
             f"The term {term.name!r} combines its members by {term.combine!r}, but {term.checkpoints[0]} is one reward model; "

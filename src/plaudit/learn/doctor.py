@@ -7,6 +7,8 @@ log-probabilities taken from the sampler, a reference that is not what the polic
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +93,19 @@ def check_first_preferences(worst_ratio: float, loss: float, expected: float) ->
 def check_finite(loss: float, update: int, rows: list[str]) -> None:
     """Raises TrainingStopped naming the batch whose loss is not a number; nothing was updated, the last saved state stays."""
     if not math.isfinite(loss):
-        shown = ", ".join(rows[:8]) + (" ..." if len(rows) > 8 else "")
         raise TrainingStopped(
-            f"The loss of update {update} is {loss} (rows {shown}); lower the learning rate or look at these rows."
+            f"The loss of update {update} is {loss} (rows {_some(rows)}); lower the learning rate or look at these rows."
         )
+
+
+@contextmanager
+def naming(rows: list[str]) -> Iterator[None]:
+    """What stops an update of these rows says which they are: a loss may be a number whose gradient is none."""
+    try:
+        yield
+    except TrainingStopped as error:
+        raise TrainingStopped(f"{error.message} Its rows are {_some(rows)}.") from error
+
+
+def _some(rows: list[str]) -> str:
+    return ", ".join(rows[:8]) + (" ..." if len(rows) > 8 else "")

@@ -24,7 +24,7 @@ from plaudit.errors import BadInput
 from plaudit.learn import checkpoint, distributed, losses
 from plaudit.learn.batches import Batcher, group_lengths
 from plaudit.learn.configs import DPOConfig
-from plaudit.learn.doctor import check_finite, check_first_preferences
+from plaudit.learn.doctor import check_finite, check_first_preferences, naming
 from plaudit.learn.epochs import Figures, Training, begin, load_policy, run_epochs, write_checkpoint
 from plaudit.learn.pairs_file import Rejected, read_split
 from plaudit.learn.policies import Policy
@@ -149,7 +149,7 @@ def train(config: DPOConfig, run: RunFolder) -> dict[str, Any]:
     }
     run.write_result(result)
     metrics = {"loss": config.loss, "accuracy": valid["accuracy"] if valid else None}
-    write_checkpoint(config, run, policy, {"snapshot": config.snapshot}, metrics)
+    write_checkpoint(config, run, policy, {"snapshot": config.snapshot}, result, metrics)
     return result
 
 
@@ -372,7 +372,8 @@ def update(training: Training, config: DPOConfig, data: Data) -> Figures:
     if training.update == 0:
         worst = max(float(ratio.abs().max()) for ratio in (tally.cat("ratio"), point))
         check_first_preferences(worst, found["loss"], first_loss(config, data, groups))
-    norm, rate = training.adam.step(training.update, training.n_updates)
+    with naming([data.rows[group].name for group in groups]):
+        norm, rate = training.adam.step(training.update, training.n_updates)
     return {**found, "learning_rate": rate, "gradient_norm": norm, "rows": len(groups)}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plaudit.learn import checkpoint, distributed, doctor
+from plaudit.learn import checkpoint, distributed, doctor, policy_card
 from plaudit.learn.batches import length_buckets
 from plaudit.learn.configs import DPOConfig, SFTConfig
 from plaudit.learn.optimizer import AdamW
@@ -155,13 +155,17 @@ def write_checkpoint(
     run: RunFolder,
     policy: Policy,
     parents: Mapping[str, str],
+    result: Mapping[str, Any],
     metrics: Mapping[str, Any],
 ) -> None:
-    """The policy Checkpoint, its manifest last."""
+    """The policy Checkpoint with its card, its manifest last."""
     if not distributed.is_first():
         return
     base, lineage = Path(config.base), {**parents, "start": config.start}
+    card, pictures = policy_card.write(result, config)
     if policy.adapter is None:
-        checkpoint.save_full_policy(run.checkpoint, policy.decoder, base, lineage, metrics)
+        checkpoint.save_full_policy(
+            run.checkpoint, policy.decoder, base, lineage, metrics, card=card, pictures=pictures
+        )
     else:
-        checkpoint.save_policy(run.checkpoint, policy.adapter, base, lineage, metrics)
+        checkpoint.save_policy(run.checkpoint, policy.adapter, base, lineage, metrics, card=card, pictures=pictures)

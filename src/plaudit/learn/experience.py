@@ -14,6 +14,7 @@ Guards (guards.py) look at each rollout, and may end the run or send it back to 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from plaudit.artifacts import Message, open_snapshot, sha256_of
-from plaudit.errors import BadInput
+from plaudit.errors import BadInput, TrainingStopped
 from plaudit.learn import checkpoint, distributed, doctor, losses, remote_rollout
 from plaudit.learn.advantages import RunningMoments, token_rewards
 from plaudit.learn.batches import extend_trunk
@@ -33,12 +34,14 @@ from plaudit.learn.guards import Guards
 from plaudit.learn.nets import Adapter, Decoder, ScalarHead
 from plaudit.learn.optimizer import AdamW
 from plaudit.learn.policies import Policy, load_online
+from plaudit.learn.readers import Readers, texts_of
 from plaudit.learn.rewards import score_responses
 from plaudit.learn.rollout import Sampling, generate
 from plaudit.learn.run_folder import Clock, RunFolder
 from plaudit.learn.tokens import ChatTokenizer, Pack, Rollout, Trunk, pack, response_logprobs
 
 HELD_PACKS = 2  # graphs that may wait for the advantages; one is in memory at any rate
+NAMED = 5  # prompts that a message names
 MAX_MEAN_RATIO = 10.0  # a minibatch beyond it is skipped: its samples say nothing about this policy any more [13]
 
 Config = TypeVar("Config", bound=OnlineConfig)
@@ -158,7 +161,9 @@ def start(config: Config, heads: Sequence[str] = ()) -> Learner[Config]:
     parts = [decoder, *([adapter] if adapter is not None else []), *fresh.values()]
     doctor.check_trainable(nn.ModuleList(parts), [*body, *scalars], decoder.dtype)
     doctor.check_off(decoder)
-    reward = ComposedReward.load(config.reward, base, begun.base, tokenizer)
+    readers = Readers([Path(other) for other in config.bases], base, begun.base.dtype, config.compute.micro_tokens)
+    reward = ComposedReward.load(config.reward, base, begun.base, tokenizer, readers=readers)
+    rewards = list(reward.parents().values())
     return Learner(
         config=config,
         decoder=decoder,
@@ -167,7 +172,7 @@ def start(config: Config, heads: Sequence[str] = ()) -> Learner[Config]:
         reference=begun.reference,
         heads=fresh,
         reward=reward,
-        guards=Guards.load(config.guards, config.kl, base, begun.base, list(reward.parents().values())),
+        guards=Guards.load(config.guards, config.kl, base, begun.base, rewards, readers),
         prompts=read_prompts(config, tokenizer),
         adam=AdamW(config.optimizer, body, scalars),
         generator=torch.Generator().manual_seed(config.seed),
@@ -221,11 +226,12 @@ def sample_anywhere(
 ) -> tuple[Rollout, Tensor | None]:
     """A rollout from here or from a server; of the latter also the log-probs (N, R) that it sampled with."""
     config, n = learner.config, learner.config.sampling.samples_per_prompt
-    if config.rollout is None or learner.adapter is None:
+    if config.rollout is None:
         return sample(learner.decoder, learner.adapter, prompts, n, sampling), None
     shape = learner.decoder.config
     server = remote_rollout.load(config.rollout, shape.stop_ids, shape.vocab_size)
-    return remote_rollout.sample(server, learner.adapter, [prompt.ids for prompt in prompts], n, sampling, step)
+    weights = (learner.decoder, learner.adapter)
+    return remote_rollout.sample(server, weights, [prompt.ids for prompt in prompts], n, sampling, step)
 
 
 def observe(learner: Learner[OnlineConfig], step: int, clock: Clock) -> Observed:
@@ -239,7 +245,8 @@ def observe(learner: Learner[OnlineConfig], step: int, clock: Clock) -> Observed
     packs = [batch for minibatch in minibatches for batch in minibatch]
     with clock.phase("trunk"):
         judge = learner.guards.judge
-        depths = (config.first_layer, *learner.reward.depths, *([judge.first_layer] if judge else []))
+        judged_at = [judge.first_layer] if judge is not None and judge.reads_ids else []
+        depths = (config.first_layer, *learner.reward.depths, *judged_at)
         mine = torch.cat([batch.response for batch in packs]).sort().values.tolist()
         trunks = run_trunks(learner.base, sampled, depths, config.compute.micro_tokens, mine)
     trunk = trunks[config.first_layer]
@@ -256,7 +263,11 @@ def observe(learner: Learner[OnlineConfig], step: int, clock: Clock) -> Observed
         scored = learner.reward.score(sampled, packs, trunks, [prompt.messages for prompt in prompts])
         gold = None
         if judge is not None:
-            found = score_responses(judge, packs, trunks[judge.first_layer]) / judge.sd
+            texts = None
+            if judge.reads_text:
+                texts = texts_of(sampled, [prompt.messages for prompt in prompts], learner.reward.tokenizer)
+            below = trunks[judge.first_layer] if judge.reads_ids else None
+            found = score_responses(judge, packs, below, texts) / judge.sd
             gold = distributed.assembled(found, (sampled.n,))
     doctor.check_masks(counts, sampled.lengths().tolist())
     finished = torch.tensor(sampled.finished)
@@ -383,7 +394,8 @@ def run_epochs(
     `gradient` adds up the gradient of this process's packs of one minibatch, from held graphs where it is given some, and returns their
     part of the minibatch's figures (among them
     `approx_kl` and the mean `ratio`) and the largest |ratio - 1|. Epochs stop when a minibatch's approximate KL passes 1.5 x target
-    (before its update), and a minibatch whose mean ratio exceeds MAX_MEAN_RATIO is skipped and counted [13].
+    (before its update), and a minibatch whose mean ratio exceeds MAX_MEAN_RATIO is skipped and counted [13]. Raises TrainingStopped naming the
+    minibatch whose loss or gradient is not a number; no weight has moved by it.
     """
     config = learner.config
     of = config.steps * config.epochs * config.minibatches
@@ -397,6 +409,12 @@ def run_epochs(
             first = epoch == 0 and index == 0
             figures, worst = gradient(seen.minibatches[index], old.held if first else [])
             figures = distributed.totals(figures)
+            here = f"Rollout {step}, epoch {epoch + 1}, minibatch {index + 1}, {_named(seen, index)}"
+            if any(math.isnan(value) for value in figures.values()):
+                raise TrainingStopped(
+                    f"{here}: its loss is not a number; lower the learning rate or look at these prompts and their scores; the last saved "
+                    "state stays as it is."
+                )
             if first:
                 doctor.check_first_ratio(worst, step)
                 sums = dict.fromkeys((*figures, "gradient_norm"), 0.0)
@@ -410,7 +428,10 @@ def run_epochs(
                     break
                 continue
             position = ((step - 1) * config.epochs + epoch) * config.minibatches + place
-            norm, rate = learner.adam.step(position, of)
+            try:
+                norm, rate = learner.adam.step(position, of)
+            except TrainingStopped as error:
+                raise TrainingStopped(f"{here}: {error.message}") from error
             for name, value in (figures | {"gradient_norm": norm}).items():
                 sums[name] += value
             done += 1
@@ -418,6 +439,14 @@ def run_epochs(
             break
     means = {name: value / max(done, 1) for name, value in sums.items()}
     return {**means, "updates": done, "skipped": skipped, "early_stop": early, "learning_rate": rate}
+
+
+def _named(seen: Observed, minibatch: int) -> str:
+    """Whose responses a minibatch holds (this process's): the beginnings of the first prompts."""
+    index = {seen.rollout.group[row] for batch in seen.minibatches[minibatch] for row in batch.response.tolist()}
+    some = sorted(index)[:NAMED]
+    texts = [repr(str(seen.messages[group][-1]["content"])[:40]) for group in some if group < len(seen.messages)]
+    return f"{len(index)} prompts ({', '.join(texts)}{' ...' if len(index) > NAMED else ''})"
 
 
 def figures_of(learner: Learner[OnlineConfig], seen: Observed, old: Old, rewards: Tensor) -> Row:
@@ -428,6 +457,7 @@ def figures_of(learner: Learner[OnlineConfig], seen: Observed, old: Old, rewards
     term_<name>, ..._sd    each term before its weight; disagreement: mean over responses of the sd over an ensemble's members
     kl, kl_k3              nats per response, mean; k1 (unbiased, may be negative) and k3 (never)
     kl_se                  standard error of `kl`
+    kl_per_token           nats per token, k1: the same at any length; kl_p95: 95 % of responses are nearer than this, nats per response
     kl_coef                of this step
     entropy                nats per token, where asked
     tis_ratio_mean         of a server's rollout: trainer's over server's probability, mean over tokens; tis_clipped_fraction: share cut
@@ -447,6 +477,8 @@ def figures_of(learner: Learner[OnlineConfig], seen: Observed, old: Old, rewards
         "kl": float(kl.mean()),
         "kl_se": _sd(kl) / n**0.5,
         "kl_k3": float(kl_k3.mean()),
+        "kl_per_token": float(kl.sum() / seen.counts.sum()),
+        "kl_p95": float(torch.quantile(kl, 0.95)),
         "kl_coef": learner.kl_coef,
         "response_tokens": float(seen.counts.sum()) / n,
         "eos_fraction": sum(seen.rollout.finished) / n,

@@ -3,6 +3,7 @@
     policy   peft     adapter, tokenizer, chat template            peft, vLLM --lora-modules
     policy   merged   the base with the adapter added              transformers, vLLM, llama.cpp's converter
     reward   merged   a classifier with one label (classifier.py)  AutoModelForSequenceClassification
+                      of members with bodies of their own one each, in member-K/
 
 Beside the weights lie a card (README.md) and the base's licence. The folder appears whole or not at all.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +22,26 @@ from torch import Tensor
 
 from plaudit import artifacts
 from plaudit.errors import BadInput, Conflict
-from plaudit.learn import base_models, checkpoint, classifier, decoders
+from plaudit.learn import base_models, checkpoint, classifier, decoders, model_card
 from plaudit.learn.nets import Adapter, Shape
 from plaudit.learn.policies import check_vocabulary
+from plaudit.learn.readers import Readers
+from plaudit.learn.rewards import RewardModel
 
 FORMS = ("peft", "merged")
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank accepts
 INDEX = "model.safetensors.index.json"
 TOKENIZER = ("tokenizer", "special_tokens_map", "added_tokens", "vocab", "merges", "chat_template")
+LOADS_CLASSIFIER = (
+    "AutoModelForSequenceClassification.from_pretrained(PATH, dtype=torch.float32)(ids).logits[:, 0], where ids are the chat "
+    "template's with add_generation_prompt, then the response's, then EOS where it ended by itself; never float16"
+)
 Summary = dict[str, Any]
 
 
-def export(folder: Path, base: Path, form: str, out: Path) -> Summary:
-    """Write `out`; returns what it is. Raises Conflict (it exists), NotFound, Corrupt, BadInput (another base, a form that cannot hold it)."""
+def export(folder: Path, base: Path, form: str, out: Path, evaluation: dict[str, Any] | None = None) -> Summary:
+    """Write `out`; returns what it is. `evaluation`: what a gate saw, for the card (model_card.py). Raises Conflict (it exists), NotFound,
+    Corrupt, BadInput (another base, a form that cannot hold it)."""
     manifest = artifacts.verify(folder, "checkpoint")
     if out.exists():
         raise Conflict(f"{out} exists already; give another --out, or remove it.")
@@ -56,7 +65,7 @@ def export(folder: Path, base: Path, form: str, out: Path) -> Summary:
                     f"{folder} is a {kind} Checkpoint, which cannot be exported as {form!r}; its head is no part of an adapter, "
                     "so use --as merged."
                 )
-        _write_card(folder, building, manifest, form, how)
+        _write_card(folder, building, manifest, form, how, evaluation)
         building.rename(out)
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -130,20 +139,33 @@ def _added(weight: Tensor, adapter: Adapter, key: str) -> Tensor:
 
 
 def _reward(folder: Path, base: Path, out: Path) -> str:
+    decoder = decoders.load(base, torch.float32)
+    readers = Readers((), base, torch.float32, 1)  # micro_tokens: nothing is read here
+    model = checkpoint.load_reward(folder, base, decoder, readers)
+    if len({id(member.adapter) for member in model.members}) < 2:
+        _classifier(model, folder, base if model.reader is None else model.reader.folder, out)
+        return LOADS_CLASSIFIER
+    for k, member in enumerate(model.members):
+        place = out / f"member-{k}"
+        place.mkdir()
+        stands_on = base if member.reader is None else member.reader.folder
+        _classifier(replace(member, sd=model.sd), folder, stands_on, place)
+    return (
+        f"the mean of the logits of member-0 to member-{len(model.members) - 1}, each {LOADS_CLASSIFIER}; each with the tokenizer in its own "
+        "folder"
+    )
+
+
+def _classifier(model: RewardModel, folder: Path, base: Path, out: Path) -> None:
+    """One model with its base's tokenizer."""
     from safetensors.torch import save_file
 
-    decoder = decoders.load(base, torch.float32)
-    model = checkpoint.load_reward(folder, base, decoder)
-    pad_id = classifier.pad_of(base, decoder.config.stop_ids)
+    pad_id = classifier.pad_of(base, model.decoder.config.stop_ids)
     config, weights = classifier.convert(model, folder, base, pad_id)
     _copy(base, out, TOKENIZER)
     _pad_with(out, base, pad_id)
     artifacts.write_atomic(out / "config.json", json.dumps(config, indent=1) + "\n")
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
-    return (
-        "AutoModelForSequenceClassification.from_pretrained(PATH, dtype=torch.float32)(ids).logits[:, 0], where ids are the chat "
-        "template's with add_generation_prompt, then the response's, then EOS where it ended by itself; never float16"
-    )
 
 
 def _pad_with(out: Path, base: Path, pad_id: int) -> None:
@@ -159,26 +181,16 @@ def _copy(base: Path, out: Path, beginnings: tuple[str, ...]) -> None:
     for path in sorted(base.iterdir()):
         text = path.suffix in (".json", ".jinja", ".model", ".txt") and path.name.startswith(beginnings)
         ours = path.name in (base_models.PREPARED, artifacts.MANIFEST)
-        if path.is_file() and not ours and (text or path.name.upper().startswith(("LICENSE", "NOTICE", "COPYING"))):
+        if path.is_file() and not ours and (text or path.name.upper().startswith(model_card.LICENCES)):
             shutil.copy(path, out / path.name)
 
 
-def _write_card(folder: Path, out: Path, manifest: artifacts.Manifest, form: str, how: str) -> None:
-    body = manifest.body
-    spec = str(body["base"]["spec"])
-    head = {
-        "license": body["license"],
-        "library_name": "peft" if form == "peft" else "transformers",
-        "pipeline_tag": "text-classification" if body["checkpoint_kind"] == "reward" else "text-generation",
-        **({"base_model": spec} if "/" in spec else {}),
-    }
-    lines = [
-        "---",
-        *(f"{name}: {value}" for name, value in head.items()),
-        "---",
-        "",
-        (folder / "card.md").read_text().split("\nmanifest.json names")[0].rstrip(),
-        "",
-        f"Exported from the Plaudit Checkpoint {manifest.id}. To load it: `{how}`.",
-    ]
-    artifacts.write_atomic(out / "README.md", "\n".join(lines) + "\n")
+def _write_card(
+    folder: Path, out: Path, manifest: artifacts.Manifest, form: str, how: str, evaluation: dict[str, Any] | None
+) -> None:
+    """README.md, and the pictures that it shows."""
+    text = model_card.readme(manifest, (folder / "card.md").read_text(), form, how, evaluation)
+    artifacts.write_atomic(out / "README.md", text)
+    for name in manifest.files:
+        if name.endswith(".svg"):
+            shutil.copy(folder / name, out / name)

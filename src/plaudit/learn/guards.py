@@ -27,6 +27,7 @@ from plaudit.learn import checkpoint
 from plaudit.learn.answers import Messages
 from plaudit.learn.configs import Guard, GuardsConfig, KLConfig, Limits
 from plaudit.learn.nets import Decoder
+from plaudit.learn.readers import Readers
 from plaudit.learn.rewards import RewardModel
 from plaudit.learn.validation import TRAPS, trap_texts
 from plaudit.stats.diversity import repetition_fraction
@@ -453,15 +454,21 @@ class Guards:
 
     @classmethod
     def load(
-        cls, config: GuardsConfig, budgets: KLConfig, base: Path, decoder: Decoder, rewards: Sequence[str]
+        cls,
+        config: GuardsConfig,
+        budgets: KLConfig,
+        base: Path,
+        decoder: Decoder,
+        rewards: Sequence[str],
+        readers: Readers | None = None,
     ) -> Guards:
         """Load the judge, if there is one. `rewards` are the reward's own Checkpoint folders.
 
-        Raises PlauditErrors: a judge that is missing, of another base, or (ConfigError) a copy of what is trained against.
+        Raises PlauditErrors: a judge that is missing, of a base that `readers` do not find, or (ConfigError) a copy of what is trained against.
         """
         guards = cls(config, budgets)
         if config.judge:
-            guards.judge = checkpoint.load_reward(Path(config.judge), base, decoder)
+            guards.judge = checkpoint.load_reward(Path(config.judge), base, decoder, readers)
             guards.judge_id = artifacts.read_manifest(Path(config.judge)).id
             for folder in rewards:
                 if artifacts.read_manifest(Path(folder)).id == guards.judge_id:

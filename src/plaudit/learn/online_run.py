@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plaudit.learn import checkpoint, distributed, losses
+from plaudit.learn import checkpoint, distributed, losses, policy_card
 from plaudit.learn.advantages import RunningMoments, adaptive_kl_coef
 from plaudit.learn.configs import OnlineConfig
 from plaudit.learn.experience import Config, Data, Learner, Observed, Old, Row, run_trunks
@@ -222,11 +222,11 @@ def finish(learner: Learner[OnlineConfig], run: RunFolder, program: str, history
         "curve": [{name: row[name] for name in CURVE if name in row} for row in history],
     }
     run.write_result(result)
-    write_checkpoint(learner, run, {name: result[name] for name in ("kl", "score", "steps")})
+    write_checkpoint(learner, run, result, {name: result[name] for name in ("kl", "score", "steps")})
     return result
 
 
-def write_checkpoint(learner: Learner[OnlineConfig], run: RunFolder, metrics: Row) -> None:
+def write_checkpoint(learner: Learner[OnlineConfig], run: RunFolder, result: Row, metrics: Row) -> None:
     """The policy Checkpoint of the weights of now: an adapter, or a folder that is a base of its own."""
     if not distributed.is_first():
         return
@@ -237,7 +237,8 @@ def write_checkpoint(learner: Learner[OnlineConfig], run: RunFolder, metrics: Ro
         **learner.reward.parents(),
         "judge": config.guards.judge,
     }
-    more = (learner.heads.get("value"), learner.guards.card(), learner.reward.lineage())
+    card, pictures = policy_card.write(result, config, learner.guards.card())
+    more = (learner.heads.get("value"), card, learner.reward.lineage(), pictures)
     if learner.adapter is None:
         checkpoint.save_full_policy(run.checkpoint, learner.decoder, base, parents, metrics, *more)
     else:

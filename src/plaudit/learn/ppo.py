@@ -49,7 +49,8 @@ def start(config: PPOConfig) -> Learner[PPOConfig]:
     learner = experience.start(config, heads=("value",))
     if config.critic == "reward" and not learner.reward.reads_prefixes:
         raise ConfigError(
-            "critic is 'reward', but no term of the reward is a model, which alone can score a beginning; set critic to 'head'."
+            "critic is 'reward', but no term of the reward is a model, which alone can score a beginning, or a model stands on another base, "
+            "whose tokens end elsewhere; set critic to 'head'."
         )
     return learner
 

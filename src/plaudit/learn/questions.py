@@ -36,6 +36,7 @@ class Rows:
     n_other_criteria: int
     votes: list[VoteRow] = field(default_factory=list)  # single votes behind what is held out
     thumbs: list[ThumbRow] = field(default_factory=list)  # of the training split, where they have a weight
+    held_out_thumbs: list[ThumbRow] = field(default_factory=list)  # whether or not any are trained on
 
 
 def read_rows(config: RewardConfig) -> Rows:
@@ -44,12 +45,15 @@ def read_rows(config: RewardConfig) -> Rows:
     rejected: list[Rejected] = []
     votes: list[VoteRow] = []
     thumbs: list[ThumbRow] = []
+    shown_thumbs: list[ThumbRow] = []
     train: Sequence[PreferenceRow]
     held_out: Sequence[PreferenceRow]
     if config.snapshot:
         snapshot = open_snapshot(Path(config.snapshot))
         rows, votes = snapshot.preferences(), snapshot.votes()
-        thumbs = snapshot.thumbs("train") if thumb_weight(config) else []
+        every = snapshot.thumbs()
+        thumbs = [one for one in every if one.split == "train"] if thumb_weight(config) else []
+        shown_thumbs = [one for one in every if one.split in ("valid", "test")]
         train = [row for row in rows if row.split == "train"]
         held_out = [row for row in rows if row.split in ("valid", "test")]
     else:
@@ -85,6 +89,7 @@ def read_rows(config: RewardConfig) -> Rows:
         n_other,
         [vote for vote in votes if vote.preference_id in shown],
         thumbs,
+        shown_thumbs,
     )
 
 

@@ -1,13 +1,17 @@
 """Rollouts from a server that speaks vLLM's protocol, as token ids: no response is decoded and encoded again on its way [2].
 
-Each step: the adapter of now is written to `rollout.adapters`, which the server sees under the same path, and loaded by
-POST /v1/load_lora_adapter {"lora_name", "lora_path"} under a name of its own (a server may keep what it cached of an older one by name);
-then POST /v1/completions {"model", "prompt": [ids], "n", "logprobs", "return_token_ids": true, ...} for each prompt, several at a time.
+Each step the server gets the policy of now. Either its adapter is written to `rollout.adapters`, which the server sees under the same path, and
+loaded by POST /v1/load_lora_adapter {"lora_name", "lora_path"} under a name of its own (a server may keep what it cached of an older one by
+name). Or whole weights, full ones or an adapter merged into its base, are put into `rollout.weights`, the folder that the server was started
+on, and read again by POST /collective_rpc {"method": "reload_weights"}; POST /reset_prefix_cache then drops what was cached of the old ones.
+
+Then POST /v1/completions {"model", "prompt": [ids], "n", "logprobs", "return_token_ids": true, ...} for each prompt, several at a time.
 `choices[i]` must carry `token_ids` (stop token included), `prompt_token_ids` and `logprobs.token_logprobs`; a server that gives no ids
-is refused. Protocol: https://docs.vllm.ai, "OpenAI-Compatible Server" and "LoRA Adapters"; our policy server speaks it too.
+is refused. Protocol: https://docs.vllm.ai, "OpenAI-Compatible Server", "LoRA Adapters" and "Sleep Mode" (reload_weights, which vLLM
+has under VLLM_SERVER_DEV_MODE=1 only); our policy server speaks it too.
 
 The server's weights, kernels or dtype are not the trainer's, so its log-probs are not those that are trained on: `losses.truncated_importance`
-corrects for it. Left out: full weights, which vLLM takes from another process over NCCL or CUDA IPC alone.
+corrects for it. Left out: weights that are sent over NCCL or CUDA IPC (vLLM's /update_weights), which wants a GPU on both sides.
 """
 
 from __future__ import annotations
@@ -26,11 +30,12 @@ import httpx
 import torch
 from torch import Tensor
 
+from plaudit.artifacts import MANIFEST
 from plaudit.errors import ConfigError, TrainingStopped
 from plaudit.learn import checkpoint, distributed
 from plaudit.learn.configs import RolloutConfig
 from plaudit.learn.http_scorer import public
-from plaudit.learn.nets import Adapter
+from plaudit.learn.nets import Adapter, Decoder
 from plaudit.learn.rollout import Sampling
 from plaudit.learn.tokens import Rollout
 
@@ -56,7 +61,13 @@ class Server:
 def load(
     config: RolloutConfig, stop_ids: Sequence[int], vocab_size: int, environ: Mapping[str, str] = os.environ
 ) -> Server:
-    """Read the token. Raises ConfigError where its variable is not set."""
+    """Read the token. Raises ConfigError where its variable is not set, or the folder for weights holds no model."""
+    place = Path(config.weights)
+    if config.weights and (not (place / "config.json").is_file() or (place / MANIFEST).is_file()):
+        raise ConfigError(
+            f"rollout.weights is {config.weights!r}, which is no model folder or a Checkpoint, whose files must not change; copy the base "
+            "to a folder of its own and start the server on that."
+        )
     headers = {}
     if config.token_variable:
         token = environ.get(config.token_variable, "")
@@ -69,15 +80,21 @@ def load(
 
 
 def sample(
-    server: Server, adapter: Adapter, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, step: int
+    server: Server,
+    weights: tuple[Decoder, Adapter | None],
+    prompts: Sequence[Sequence[int]],
+    n: int,
+    sampling: Sampling,
+    step: int,
 ) -> tuple[Rollout, Tensor]:
-    """n responses to each prompt, and the log-probs (N, R) that the server sampled them with, 0 where there is no token.
+    """n responses of the policy with these weights to each prompt, and the log-probs (N, R) that the server sampled them with, 0 where there
+    is no token.
 
     Each process asks for its share of the prompts. Raises TrainingStopped where the server fails, or answers with anything but tokens.
     """
     mine = distributed.share(range(len(prompts)))
     with httpx.Client(headers=server.headers, timeout=server.config.timeout_s) as client:
-        name = distributed.from_first(lambda: _load_adapter(server, client, adapter, step))
+        name = distributed.from_first(lambda: _load(server, client, *weights, step))
 
         def ask(place: int) -> list[Sample]:
             body = _request(server, name, prompts[place], n, sampling, seed=(sampling.seed + place) * n)
@@ -94,6 +111,30 @@ def sample(
     logprobs = torch.zeros(rollout.counts().shape)
     logprobs[rollout.counts()] = torch.tensor([value for row in rows for value in row[3]])
     return rollout, logprobs
+
+
+def _load(server: Server, client: httpx.Client, decoder: Decoder, adapter: Adapter | None, step: int) -> str:
+    """Give the server the policy of now; its name there."""
+    if server.config.weights:
+        return _load_weights(server, client, decoder, adapter)
+    assert adapter is not None  # the config refuses
+    return _load_adapter(server, client, adapter, step)
+
+
+def _load_weights(server: Server, client: httpx.Client, decoder: Decoder, adapter: Adapter | None) -> str:
+    """Put whole weights into the folder that the server was started on, and have them read; the model's name."""
+    checkpoint.write_weights(Path(server.config.weights), decoder, adapter)
+    root = server.config.url.rstrip("/").removesuffix("/v1")
+    _ask(server, client, "POST", f"{root}/collective_rpc", {"method": "reload_weights"})
+    _ask(server, client, "POST", f"{root}/reset_prefix_cache")
+    models = _ask(server, client, "GET", f"{server.config.url.rstrip('/')}/models")
+    try:
+        return str(models["data"][0]["id"])
+    except (KeyError, IndexError, TypeError) as error:
+        said = str(models)[:SHOWN]
+        raise TrainingStopped(
+            f"{server.name} answered {said!r} at /models; it must list the model that it serves."
+        ) from error
 
 
 def _load_adapter(server: Server, client: httpx.Client, adapter: Adapter, step: int) -> str:
@@ -172,13 +213,25 @@ def _read(server: Server, answer: Any, prompt: Sequence[int], n: int, sampling: 
 
 
 def _post(server: Server, client: httpx.Client, path: str, body: dict[str, Any], allowed: tuple[int, ...] = ()) -> Any:
+    """What one of the routes under /v1 answers; see `_ask`."""
+    return _ask(server, client, "POST", server.config.url.rstrip("/") + path, body, allowed)
+
+
+def _ask(
+    server: Server,
+    client: httpx.Client,
+    method: str,
+    url: str,
+    body: dict[str, Any] | None = None,
+    allowed: tuple[int, ...] = (),
+) -> Any:
     """The JSON of an answer, None where it is no JSON. A broken connection, 429 and 5xx are tried again; raises TrainingStopped."""
-    url, said = server.config.url.rstrip("/") + path, ""
+    said, path = "", httpx.URL(url).path
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(2.0 ** (attempt - 1))
         try:
-            response = client.post(url, json=body)
+            response = client.request(method, url, json=body)
         except httpx.RequestError as error:
             said = f"{type(error).__name__}: {error}"
             continue

@@ -4,7 +4,8 @@ Pairs of one prompt lie in one row behind it, and answers that several of them s
 whole training split. Nothing is chosen by looking at held-out rows: they are scored for the curve, and at the end beside two baselines.
 
 One body (a decoder with an adapter, or its own trained weights) carries M members' heads for C criteria: 1 x 1 as a rule; C heads where
-`heads` names criteria; an ensemble of K members is K bodies one after another on the same trunk, or one body with K x C heads.
+`heads` names criteria; an ensemble of K members is K bodies one after another on the same trunk, or one body with K x C heads. Where
+`other_bases` are named, bodies stand on them in turn, and each base reads the pairs in its own tokens.
 
 metrics.jsonl: phase `train` (loss, accuracy, learning_rate, gradient_norm, pairs, epoch, member), phase `validate` (accuracy, log_loss, n,
 train_accuracy, train_loss, epoch, member). Shapes: n pairs, N responses, k pairs of a micro-batch, M members of a body, C criteria.
@@ -27,7 +28,9 @@ from torch.nn import functional as F
 from plaudit.artifacts import PreferenceRow, ThumbRow, write_atomic
 from plaudit.errors import ConfigError, TrainingStopped
 from plaudit.learn import card, checkpoint, distributed, losses, pairs_file, validation
+from plaudit.learn.base_models import identity
 from plaudit.learn.batches import group_lengths, length_buckets
+from plaudit.learn.closer_look import look_closer
 from plaudit.learn.configs import RewardConfig
 from plaudit.learn.doctor import check_off, check_trainable
 from plaudit.learn.nets import Adapter, Decoder, ScalarHead
@@ -36,10 +39,11 @@ from plaudit.learn.pairs_file import Pair
 from plaudit.learn.policies import choose_dtype, load_base
 from plaudit.learn.probe import fit_probe
 from plaudit.learn.questions import THUMB, Questions, Rows, criteria_of, encode, read_rows, thumb_weight
-from plaudit.learn.rewards import RewardModel, head_width, pooled, score_responses
+from plaudit.learn.readers import Reader
+from plaudit.learn.rewards import RewardModel, head_width, pooled
 from plaudit.learn.run_folder import Clock, RunFolder
-from plaudit.learn.tokens import ChatTokenizer, fitted, from_text, pack, run_trunk
-from plaudit.learn.validation import Floats, Score
+from plaudit.learn.tokens import ChatTokenizer
+from plaudit.learn.validation import Floats
 
 REFERENCE_PAIRS = 64
 SEED_STEP = 1000  # between the seeds of two members
@@ -111,6 +115,7 @@ class Body:
     heads: nn.ModuleList
     adam: AdamW
     model: RewardModel  # how a head reads this body; its own head is the first one
+    stand: int = 0  # which of the bases: 0 is `base`, then `other_bases`
     update: int = 0
     seen: list[float] = field(
         default_factory=lambda: [0.0, 0.0, 0.0]
@@ -136,15 +141,12 @@ def train(config: RewardConfig, run: RunFolder) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     rows = read_rows(config)
     write_atomic(run.folder / "rejected.jsonl", "".join(json.dumps(vars(one)) + "\n" for one in rows.rejected))
-    tokenizer = ChatTokenizer.load(Path(config.base))
-    apart = config.members_share == "trunk"
-    everyone = list(range(config.members))
-    decoder = load_decoder(config)
-    bodies = [start(config, decoder, members) for members in ([[m] for m in everyone] if apart else [everyone])]
+    bases = load_bases(config)
+    bodies = start_all(config, bases)
     with clock.phase("trunk"):
         tell = clock.tell("trunk")
-        data = encode(tokenizer, rows.train, config, decoder, tell, rows.thumbs)
-        test = encode(tokenizer, rows.held_out, config, decoder, tell) if rows.held_out else None
+        data = [encode(base.tokenizer, rows.train, config, base.decoder, tell, rows.thumbs) for base in bases]
+        test = [encode(base.tokenizer, rows.held_out, config, base.decoder, tell) for base in bases if rows.held_out]
     curve = learn(config, run, clock, bodies, data, test, rows)
     with clock.phase("normalise"):
         model, normalisation = finished_model(config, bodies, data)
@@ -158,7 +160,8 @@ def train(config: RewardConfig, run: RunFolder) -> dict[str, Any]:
             "n_other_criteria": rows.n_other_criteria,
             "sources": sources_of(config, rows.train, len(rows.thumbs)),
             "n_shared_families": len({row.family for row in rows.train} & {row.family for row in rows.held_out}),
-            "cut": data.cut,
+            "cut": data[0].cut,
+            **({"bases": bases_of(bases, data)} if config.other_bases else {}),
             "epochs": config.epochs,
             "members": config.members,
             "normalisation": normalisation,
@@ -166,21 +169,56 @@ def train(config: RewardConfig, run: RunFolder) -> dict[str, Any]:
             **validate(config, bodies, test, rows),
         }
         if config.validation is not None:
-            result |= look_closer(config, tokenizer, model, rows)
+            result |= look_closer(config, bases[0].tokenizer, model, rows)
     finish(config, run, model, result, clock)
     return result
 
 
-def load_decoder(config: RewardConfig) -> Decoder:
-    """The base. Raises ConfigError for a layer it lacks, and for full training in bf16, where small updates would be rounded away."""
+def load_bases(config: RewardConfig) -> list[Reader]:
+    """`base`, then `other_bases`. Raises as load_decoder does; ConfigError where one is named twice."""
+    bases = [
+        Reader(Path(base), ChatTokenizer.load(Path(base)), load_decoder(config, base), config.compute.micro_tokens)
+        for base in (config.base, *config.other_bases)
+    ]
+    known = [identity(base.folder) for base in bases] if config.other_bases else []
+    for b, one in enumerate(known):
+        if one in known[:b]:
+            raise ConfigError(
+                f"RewardConfig.other_bases names {bases[b].folder}, which is {bases[known.index(one)].folder} again; members on one base "
+                "need it named once."
+            )
+    return bases
+
+
+def bases_of(bases: Sequence[Reader], data: Sequence[Questions]) -> list[dict[str, Any]]:
+    """Which bases, and what each had to cut, in its own tokens."""
+    return [{"spec": identity(base.folder).spec, "cut": asked.cut} for base, asked in zip(bases, data, strict=True)]
+
+
+def start_all(config: RewardConfig, bases: Sequence[Reader]) -> list[Body]:
+    """All members: a body each, on the bases in turn, or one body."""
+    if config.members_share == "body":
+        return [start(config, bases[0].decoder, list(range(config.members)))]
+    bodies = []
+    for member in range(config.members):
+        stand = member % len(bases)
+        body = start(config, bases[stand].decoder, [member])
+        reader = bases[stand] if stand else None
+        bodies.append(replace(body, stand=stand, model=replace(body.model, reader=reader)))
+    return bodies
+
+
+def load_decoder(config: RewardConfig, base: str = "") -> Decoder:
+    """The base, or another one. Raises ConfigError for a layer it lacks, and for full training in bf16, where small updates would be rounded away."""
     if config.lora is None and config.compute.dtype == "bfloat16":
         raise ConfigError(
             "compute.dtype is 'bfloat16' with full weights (lora null); train them in float32, or use LoRA."
         )
-    decoder = load_base(config.base, config.first_layer, _dtype(config))
+    base = base or config.base
+    decoder = load_base(base, config.first_layer, _dtype(config))
     if config.read_layer > decoder.config.n_layers:
         raise ConfigError(
-            f"RewardConfig.read_layer is {config.read_layer}, but {config.base} has {decoder.config.n_layers} layers; 0 means all of them."
+            f"RewardConfig.read_layer is {config.read_layer}, but {base} has {decoder.config.n_layers} layers; 0 means all of them."
         )
     return decoder
 
@@ -238,13 +276,14 @@ def learn(
     run: RunFolder,
     clock: Clock,
     bodies: list[Body],
-    data: Questions,
-    test: Questions | None,
+    data: Sequence[Questions],
+    test: Sequence[Questions],
     rows: Rows,
 ) -> list[dict[str, Any]]:
-    """Train each body in turn, from the last saved state on; returns the learning curve."""
+    """Train each body in turn, from the last saved state on; returns the learning curve. `data` and `test` (empty: nothing is held out) are
+    the pairs as each base reads them."""
     targets = [Targets.of(config, rows.train, rows.thumbs, body.members) for body in bodies]
-    plans = [plan(config, body, data, target.weights) for body, target in zip(bodies, targets, strict=True)]
+    plans = [plan(config, body, data[body.stand], target.weights) for body, target in zip(bodies, targets, strict=True)]
     sizes = [sum(len(epoch) for epoch in batches) for batches in plans]
     saved = restore(bodies, run)
     now, curve = saved if saved is not None else (0, [])
@@ -253,19 +292,19 @@ def learn(
         body, target, batches = bodies[b], targets[b], [batch for epoch in plans[b] for batch in epoch]
         if body.update == 0 and config.probe:
             with clock.phase("probe"):
-                probe_heads(body, data, rows.train, target)
+                probe_heads(body, data[body.stand], rows.train, target)
                 distributed.level(body.trained().values())
-        points = curve_points(config, plans[b]) if test is not None else {}
+        points = curve_points(config, plans[b]) if test else {}
         while body.update < sizes[b]:
             step_clock = Clock()
-            pairs, figures = update(body, config, data, batches[body.update], target, rows.train, sizes[b])
+            pairs, figures = update(body, config, data[body.stand], batches[body.update], target, rows.train, sizes[b])
             body.update += 1
             done, of = sum(sizes[:b]) + body.update, sum(sizes)
             epoch = -(-body.update * config.epochs // sizes[b])
             run.log(done, of, "train", step_clock.total, epoch=epoch, pairs=pairs, **figures, member=b)
-            if body.update in points and test is not None:
+            if body.update in points:
                 step_clock = Clock()
-                point = curve_point(config, body, test, rows.held_out)
+                point = curve_point(config, body, test[body.stand], rows.held_out)
                 curve.append({"update": body.update, "epoch": epoch, "member": b, **point})
                 run.log(done, of, "validate", step_clock.total, epoch=epoch, **point, member=b)
             if body.update % config.compute.save_every == 0 or body.update == sizes[b]:
@@ -424,22 +463,25 @@ def curve_point(config: RewardConfig, body: Body, test: Questions, rows: Sequenc
 
 
 @torch.no_grad()
-def finished_model(config: RewardConfig, bodies: list[Body], data: Questions) -> tuple[RewardModel, dict[str, float]]:
+def finished_model(
+    config: RewardConfig, bodies: list[Body], data: Sequence[Questions]
+) -> tuple[RewardModel, dict[str, float]]:
     """The bodies as one RewardModel whose mean score on reference completions is 0, and {mean_before, sd} of these.
 
     The reference is the responses of every k-th training pair, at most REFERENCE_PAIRS: enough for an error of the mean under .1 sd. Each
     head's bias is set there, so every head, member and sum of them is centred.
     """
-    n = len(data.chosen)
+    asked = data[0]  # groups and places are the same on every base: they come from the texts
+    n = len(asked.chosen)
     every = range(0, n, -(-n // REFERENCE_PAIRS))
-    groups = [g for g, pairs in enumerate(data.pairs) if any(pair in every for pair in pairs)]
-    index = [r for g in groups for r, group in enumerate(data.data.group) if group == g]
+    groups = [g for g, pairs in enumerate(asked.pairs) if any(pair in every for pair in pairs)]
+    index = [r for g in groups for r, group in enumerate(asked.data.group) if group == g]
     place = {response: i for i, response in enumerate(index)}
-    reference = [place[int(side[pair])] for pair in every for side in (data.chosen, data.rejected)]
+    reference = [place[int(side[pair])] for pair in every for side in (asked.chosen, asked.rejected)]
     mix = torch.tensor([head.weight for head in config.heads] or [1.0])
     totals, members = [], []
     for body in bodies:
-        scores = all_scores(body, data, groups)[reference]  # (R, M, C)
+        scores = all_scores(body, data[body.stand], groups)[reference]  # (R, M, C)
         means = scores.mean(dim=0)
         for head, mean in zip(body.heads, means.flatten(), strict=True):
             head.bias -= mean
@@ -472,11 +514,11 @@ def weighted_sum(heads: Sequence[ScalarHead], mix: Tensor) -> ScalarHead:
     return head
 
 
-def validate(config: RewardConfig, bodies: list[Body], test: Questions | None, rows: Rows) -> dict[str, Any]:
+def validate(config: RewardConfig, bodies: list[Body], test: Sequence[Questions], rows: Rows) -> dict[str, Any]:
     """Held-out figures by each row's own head, beside the baselines; of several heads or members also each one's."""
-    if test is None:
+    if not test:
         return {"valid": None, "baselines": {}, "difference": {}}
-    found = torch.cat([gaps(body, test) for body in bodies], dim=1)  # (n, members, C)
+    found = torch.cat([gaps(body, test[body.stand]) for body in bodies], dim=1)  # (n, members, C)
     own = own_gaps(config, found, rows.held_out)
     logits = own.mean(axis=1)
     out: dict[str, Any] = {"valid": validation.figures(logits, rows.held_out), "baselines": {}, "difference": {}}
@@ -502,43 +544,6 @@ def validate(config: RewardConfig, bodies: list[Body], test: Questions | None, r
             "logit_sd": float(own.std(axis=1, ddof=1).mean()),
         }
     return out
-
-
-def look_closer(config: RewardConfig, tokenizer: ChatTokenizer, model: RewardModel, rows: Rows) -> dict[str, Any]:
-    """Trap texts and single sentences, on held-out rows where there are any."""
-    assert config.validation is not None
-    source = rows.held_out or rows.train
-    score = scorer(config, tokenizer, model)
-    out: dict[str, Any] = {}
-    prompts = validation.pick(source, config.validation.trap_prompts)
-    if prompts:
-        names = [name for name in validation.TRAPS if name != "empty" or tokenizer.eos_id is not None]
-        out["traps"] = validation.traps(score, prompts, names)
-    if config.validation.ablations:
-        out["ablations"] = validation.ablate(score, source, config.validation.ablations)
-    return out
-
-
-def scorer(config: RewardConfig, tokenizer: ChatTokenizer, model: RewardModel) -> Score:
-    """Prompts and answers to each -> scores in units of the reference's spread."""
-
-    def score(prompts: Sequence[Sequence[Any]], answers: Sequence[Sequence[str]]) -> list[Floats]:
-        data = from_text(
-            tokenizer,
-            prompts,
-            # An empty message (an empty prompt's echo) would have no token where there is no EOS.
-            [[text or ("" if tokenizer.eos_id is not None else " ") for text in texts] for texts in answers],
-            max_prompt_tokens=config.max_prompt_tokens,
-            max_response_tokens=config.max_response_tokens,
-        )
-        data = fitted(data, model.decoder.config.max_positions)  # a padded text is longer than what was trained on
-        depth = model.decoder.trunk_depth(model.first_layer)
-        trunk = run_trunk(model.decoder, data, depth, config.compute.micro_tokens) if depth else None
-        found = score_responses(model, pack(data, None, config.compute.micro_tokens), trunk) / model.sd
-        parts = torch.split(found, [len(texts) for texts in answers])
-        return [np.asarray(part, dtype=np.float64) for part in parts]
-
-    return score
 
 
 # --- state and end ----------------------------------------------------------------------------------------------------------
@@ -586,12 +591,15 @@ def finish(config: RewardConfig, run: RunFolder, model: RewardModel, result: dic
     run.write_result(result)
     if not distributed.is_first():
         return
+    valid = result["valid"]
     checkpoint.save_reward(
         run.checkpoint,
         model,
         Path(config.base),
         parents={"snapshot": config.snapshot} if config.snapshot else {"preferences": config.preferences},
-        metrics={"accuracy": result["valid"]["accuracy"]["mean"] if result["valid"] else None},
+        metrics={"accuracy": valid["accuracy"]["mean"], "log_loss": valid["log_loss"], "ece": valid["ece"]}
+        if valid
+        else {"accuracy": None},
         card=text,
         pictures=pictures,
     )

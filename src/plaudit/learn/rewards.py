@@ -4,7 +4,8 @@ A model may be an ensemble: K members in one, each with a head and mostly an ada
 weighted sum of one head per criterion. Both are linear, so whoever wants one number needs to know of neither.
 
 The model reads the very ids that were sampled (checklist 2), on the same base as the policy, so hidden states of the frozen trunk are
-shared. Shapes: n responses of a pack, N of a rollout, D width.
+shared. A model or a member that stands on another base has a `reader` and reads their text (readers.py).
+Shapes: n responses of a pack, N of a rollout, D width.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plaudit.learn.nets import Adapter, Decoder, ScalarHead, rms_norm
+from plaudit.learn.readers import Reader, Texts
 from plaudit.learn.tokens import Pack, Trunk, at_last, at_predict, at_tokens
 
 Pooling = Literal["last", "mean", "both"]
@@ -43,6 +45,17 @@ class RewardModel:
     members: tuple[RewardModel, ...] = field(
         default=(), kw_only=True
     )  # an ensemble's, each with an sd of its own; else empty
+    reader: Reader | None = field(default=None, kw_only=True)  # the base it stands on, where that is not the program's
+
+    @property
+    def reads_ids(self) -> bool:
+        """Whether it, or a member, stands on the program's base and so wants a trunk of it."""
+        return any(member.reader is None for member in self.members or (self,))
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it, or a member, stands on another base."""
+        return any(member.reader is not None for member in self.members or (self,))
 
 
 def features(hidden: Tensor) -> Tensor:
@@ -94,31 +107,36 @@ def pack_scores(model: RewardModel, batch: Pack, trunk: Trunk | None) -> Tensor:
 
 
 @torch.no_grad()
-def score_responses(model: RewardModel, packs: Sequence[Pack], trunk: Trunk | None) -> Tensor:
+def score_responses(
+    model: RewardModel, packs: Sequence[Pack], trunk: Trunk | None, texts: Texts | None = None
+) -> Tensor:
     """Raw scores in rollout order, of an ensemble the members' mean.   packs of N responses -> (N,) fp32
 
-    Divide by `model.sd` for units of the reference's spread.
+    Divide by `model.sd` for units of the reference's spread. `texts` are the same responses, for a model that `reads_text`.
     """
-    return _scores_by_head(model, packs, trunk, lambda member: [member.head])[:, 0].mean(dim=0)
+    return _scores_by_head(model, packs, trunk, texts, lambda member: [member.head])[:, 0].mean(dim=0)
 
 
 @torch.no_grad()
-def member_scores(model: RewardModel, packs: Sequence[Pack], trunk: Trunk | None) -> Tensor:
+def member_scores(model: RewardModel, packs: Sequence[Pack], trunk: Trunk | None, texts: Texts | None = None) -> Tensor:
     """Each member's scores, in units of its own spread on the reference.   packs of N responses -> (K, N) fp32, K = 1 without members
 
     Their standard deviation over K is the ensemble's disagreement (Coste et al. 2023).
     """
     spread = torch.tensor([member.sd for member in model.members or (model,)])
-    return _scores_by_head(model, packs, trunk, lambda member: [member.head])[:, 0] / spread[:, None]
+    return _scores_by_head(model, packs, trunk, texts, lambda member: [member.head])[:, 0] / spread[:, None]
 
 
 @torch.no_grad()
-def criterion_scores(model: RewardModel, packs: Sequence[Pack], trunk: Trunk | None) -> dict[str, Tensor]:
+def criterion_scores(
+    model: RewardModel, packs: Sequence[Pack], trunk: Trunk | None, texts: Texts | None = None
+) -> dict[str, Tensor]:
     """Raw scores by criterion, of an ensemble the members' mean; empty where the model has one head for all.   -> (N,) fp32 each"""
     names = list((model.members or (model,))[0].heads)
     if not names:
         return {}
-    means = _scores_by_head(model, packs, trunk, lambda member: [member.heads[name] for name in names]).mean(dim=0)
+    found = _scores_by_head(model, packs, trunk, texts, lambda member: [member.heads[name] for name in names])
+    means = found.mean(dim=0)
     return dict(zip(names, means, strict=True))
 
 
@@ -126,21 +144,32 @@ def _scores_by_head(
     model: RewardModel,
     packs: Sequence[Pack],
     trunk: Trunk | None,
+    texts: Texts | None,
     heads: Callable[[RewardModel], Sequence[ScalarHead]],
 ) -> Tensor:
     """(K, heads, N): members that share a body (decoder and adapter) read its states once."""
     members = model.members or (model,)
     n = 1 + max(int(batch.response.max()) for batch in packs)
     scores = torch.zeros(len(members), len(heads(members[0])), n)
-    for batch in packs:
-        states: dict[tuple[int, int], Tensor] = {}
-        for k, member in enumerate(members):
-            body = (id(member.decoder), id(member.adapter))
-            if body not in states:
-                states[body] = pooled(member, batch, trunk)
-            for h, head in enumerate(heads(member)):
-                scores[k, h, batch.response] = _scalars(head, states[body])
+    for reader in {id(member.reader): member.reader for member in members}.values():
+        below = trunk if reader is None else None
+        for batch in packs if reader is None else _read_text(reader, texts, packs):
+            states: dict[tuple[int, int], Tensor] = {}
+            for k, member in enumerate(members):
+                if member.reader is not reader:
+                    continue
+                body = (id(member.decoder), id(member.adapter))
+                if body not in states:
+                    states[body] = pooled(member, batch, below)
+                for h, head in enumerate(heads(member)):
+                    scores[k, h, batch.response] = _scalars(head, states[body])
     return scores
+
+
+def _read_text(reader: Reader, texts: Texts | None, packs: Sequence[Pack]) -> list[Pack]:
+    """The responses of these packs, in the reader's tokens."""
+    assert texts is not None, "a model of another base needs the responses' text"
+    return reader.packs(texts, torch.cat([batch.response for batch in packs]).tolist())
 
 
 @torch.no_grad()

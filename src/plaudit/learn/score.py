@@ -32,6 +32,7 @@ from plaudit.learn.losses import kl_k1
 from plaudit.learn.nets import Adapter, Decoder
 from plaudit.learn.pairs_file import Pair, Rejected
 from plaudit.learn.policies import choose_dtype, load_base
+from plaudit.learn.readers import Readers, Texts
 from plaudit.learn.rewards import RewardModel, criterion_scores, member_scores, score_responses
 from plaudit.learn.rollout import MIN_PREFIX, common_prefix
 from plaudit.learn.run_folder import Clock, RunFolder, read_jsonl
@@ -54,7 +55,8 @@ def measure(config: ScoreConfig, run: RunFolder) -> dict[str, Any]:
         rows = read_inputs(Path(config.inputs))
     base = Path(config.base)
     decoder, tokenizer = load_base(config.base, 0, choose_dtype(config.compute)), ChatTokenizer.load(base)
-    reward = checkpoint.load_reward(Path(config.reward), base, decoder) if config.reward else None
+    readers = Readers([Path(other) for other in config.bases], base, decoder.dtype, config.compute.micro_tokens)
+    reward = checkpoint.load_reward(Path(config.reward), base, decoder, readers) if config.reward else None
     policy = checkpoint.load_policy(Path(config.policy), base) if config.policy else None
     done = resume(output, run, rows)
     n_blocks = -(-len(rows) // BLOCK)
@@ -162,6 +164,7 @@ def measure_block(
             f"A prompt with its response has {longest} tokens, {config.base} reads at most {decoder.config.max_positions}; "
             "lower max_prompt_tokens or max_response_tokens."
         )
+    texts = Texts(*([row[name] for row in rows] for name in ("messages", "responses", "finished")))
     depth = decoder.trunk_depth(min([part.first_layer for part in (reward, policy) if part is not None], default=0))
     common = _common(data.prompt_ids)
     trunk = run_trunk(decoder, data, depth, config.compute.micro_tokens, common=common) if depth else None
@@ -171,10 +174,10 @@ def measure_block(
     columns: dict[str, torch.Tensor] = {}
     criteria: dict[str, torch.Tensor] = {}
     if reward is not None:
-        columns["score"] = score_responses(reward, packs, trunk) / reward.sd
+        columns["score"] = score_responses(reward, packs, trunk, texts) / reward.sd
         if reward.members:
-            columns["score_sd"] = member_scores(reward, packs, trunk).std(dim=0)
-        criteria = criterion_scores(reward, packs, trunk)
+            columns["score_sd"] = member_scores(reward, packs, trunk, texts).std(dim=0)
+        criteria = criterion_scores(reward, packs, trunk, texts)
     nll = "nll" in config.measures
     if nll or (policy is not None and own):
         mine = pack(data, own, config.compute.micro_tokens, common=common) if own else []

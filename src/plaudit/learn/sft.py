@@ -14,7 +14,7 @@ from plaudit.errors import BadInput
 from plaudit.learn import distributed, losses
 from plaudit.learn.batches import Batcher, group_lengths
 from plaudit.learn.configs import SFTConfig
-from plaudit.learn.doctor import check_finite
+from plaudit.learn.doctor import check_finite, naming
 from plaudit.learn.epochs import Figures, Training, begin, load_policy, run_epochs, write_checkpoint
 from plaudit.learn.policies import Policy
 from plaudit.learn.run_folder import Clock, RunFolder
@@ -60,7 +60,7 @@ def train(config: SFTConfig, run: RunFolder) -> dict[str, Any]:
         "phases": clock.rounded(),
     }
     run.write_result(result)
-    write_checkpoint(config, run, policy, {"snapshot": config.snapshot}, {"loss": result["loss"]})
+    write_checkpoint(config, run, policy, {"snapshot": config.snapshot}, result, {"loss": result["loss"]})
     return result
 
 
@@ -126,7 +126,8 @@ def update(training: Training, data: Batcher, rows: Sequence[Row]) -> dict[str, 
         total += float(loss.detach())
     (total,) = distributed.total(total)
     check_finite(total, training.update + 1, [repr(rows[item][1][:40]) for item in training.batch])
-    norm, rate = training.adam.step(training.update, training.n_updates)
+    with naming([repr(rows[item][1][:40]) for item in training.batch]):
+        norm, rate = training.adam.step(training.update, training.n_updates)
     return {"loss": total, "learning_rate": rate, "gradient_norm": norm, "tokens": n_tokens}
 
 

@@ -12,7 +12,7 @@ import hashlib
 import random
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from plaudit.artifacts import sha256_of
 from plaudit.domain import (
     Annotation,
     Comparison,
+    ComparisonKind,
     ComparisonState,
     Completion,
     CompletionStatus,
@@ -41,8 +42,9 @@ from plaudit.domain import (
     new_id,
 )
 from plaudit.errors import BadInput, Conflict, Expired, NotFound
+from plaudit.loop import answers, quality
 from plaudit.loop import body as fields
-from plaudit.loop import quality
+from plaudit.loop.asking import Asking, screen, screen_item
 from plaudit.loop.quality import DEFAULT_RULES, QUEUE, Rules
 from plaudit.store import annotation as queue
 from plaudit.store.database import Store, Transaction
@@ -53,12 +55,9 @@ if TYPE_CHECKING:  # numpy and scipy load when somebody aggregates, not when the
     from plaudit.stats.aggregate import Method
 
 OVERALL = "overall"
-MAX_ID_CHARS = 200
-MAX_SECONDS = 86_400.0
-MAX_NOTE_CHARS, MAX_EDIT_CHARS, MAX_REASONS = 2_000, 20_000, 20
-ANSWER_FIELDS = (
-    "lease_id", "verdict", "choice", "strength", "seconds", "reasons", "note", "edit", "flagged"
-)  # fmt: skip
+FORBIDDEN = "terms of the upstream forbid training"
+AS_IT_IS = Asking()
+MAX_CRITERIA, MAX_CRITERION_CHARS = 12, 60
 
 
 # --- guidelines --------------------------------------------------------------------------------------------------------
@@ -88,10 +87,11 @@ def _guideline(tx: Transaction, project_id: str) -> Guideline | None:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was asked, and why the rest was not: `skipped` counts by reason."""
+    """What was asked, and why the rest was not: `skipped` counts by reason, `found` personal data by kind."""
 
     comparisons: tuple[Comparison, ...]
     skipped: Mapping[str, int]
+    found: Mapping[str, int] = field(default_factory=dict)
 
 
 def plan_comparisons(
@@ -105,21 +105,28 @@ def plan_comparisons(
     batch: str,
     overlap: int = 3,
     reason: str = "random",
+    criteria: Sequence[str] = (),
+    asking: Asking = AS_IT_IS,
     now: datetime,
 ) -> Plan:
     """Training questions: the answer a user was shown against each further sample of the same policy, by interaction id in `extra`.
 
-    `model` and `checkpoint_id` name the policy that drew the samples. Only interactions whose consent is `allowed` and whose answer was
-    finished are asked about; an interaction already in this batch is left alone, so a repeated call adds only what is missing.
+    `model` and `checkpoint_id` name the policy that drew the samples; `criteria` are judged one by one beside the whole. Only interactions
+    whose consent is `allowed` and whose answer was finished are asked about; an interaction already in this batch is left alone, so a
+    repeated call adds only what is missing. `asking`: what is never asked about, and what nobody is to read.
     """
     _check_overlap(overlap)
+    criteria = check_criteria(criteria)
     skipped: Counter[str] = Counter()
+    found: Counter[str] = Counter()
     made: list[Comparison] = []
     with store.write() as tx:
         present = {one.interaction_id for one in tx.find(Comparison, project_id=project_id, batch=batch)}
         for interaction in interactions:
-            why, shown = _askable(tx, interaction, present)
+            why, shown = _askable(tx, interaction, present, asking)
             samples = extra.get(interaction.id, ())
+            if asking.forbids(model):
+                why, shown = FORBIDDEN, None
             if shown is None or not samples:
                 skipped[why or "no further sample"] += 1
                 continue
@@ -130,8 +137,19 @@ def plan_comparisons(
                     skipped["identical text"] += 1
                     continue
                 seen.add(sample.text.strip())
+                read = screen(asking, interaction.messages, (shown.text, sample.text))
+                found.update(read.found)
+                if read.dropped:
+                    skipped[f"personal data ({read.dropped})"] += 1
+                    continue
+                if read.answers[0].strip() == read.answers[1].strip():
+                    skipped["identical text"] += 1
+                    continue
+                left = _as_read(tx, shown, read.answers[0], next_idx, now)
+                next_idx += left is not shown
+                right = replace(sample, text=read.answers[1])
                 response = _response(
-                    project_id, interaction.id, next_idx, sample, ResponseOrigin.SAMPLED, model, checkpoint_id, now
+                    project_id, interaction.id, next_idx, right, ResponseOrigin.SAMPLED, model, checkpoint_id, now
                 )
                 next_idx += 1
                 comparison = Comparison(
@@ -139,21 +157,84 @@ def plan_comparisons(
                     project_id=project_id,
                     interaction_id=interaction.id,
                     purpose=Purpose.TRAINING,
-                    messages=interaction.messages,
+                    messages=read.messages,
                     family=interaction.family,
-                    response_ids=(shown.id, response.id),
+                    response_ids=(left.id, response.id),
                     overlap=overlap,
                     reason=reason,
                     batch=batch,
+                    criteria=tuple(criteria),
                     created_at=now,
                 )
                 tx.add(response, comparison)
                 made.append(comparison)
-    return Plan(tuple(made), dict(skipped))
+    return Plan(tuple(made), dict(skipped), dict(found))
+
+
+def plan_ratings(
+    store: Store,
+    project_id: str,
+    interactions: Sequence[Interaction],
+    *,
+    batch: str,
+    overlap: int = 3,
+    criteria: Sequence[str] = (),
+    asking: Asking = AS_IT_IS,
+    now: datetime,
+) -> Plan:
+    """Training questions about one response each: how good is what the user was shown, on the project's scale? Else as `plan_comparisons`."""
+    _check_overlap(overlap)
+    criteria = check_criteria(criteria)
+    skipped: Counter[str] = Counter()
+    found: Counter[str] = Counter()
+    made: list[Comparison] = []
+    with store.write() as tx:
+        present = {one.interaction_id for one in tx.find(Comparison, project_id=project_id, batch=batch)}
+        for interaction in interactions:
+            why, shown = _askable(tx, interaction, present, asking)
+            if shown is None:
+                skipped[why or "empty answer"] += 1
+                continue
+            read = screen(asking, interaction.messages, (shown.text,))
+            found.update(read.found)
+            if read.dropped:
+                skipped[f"personal data ({read.dropped})"] += 1
+                continue
+            next_idx = 1 + max(one.idx for one in tx.find(Response, interaction_id=interaction.id))
+            shown = _as_read(tx, shown, read.answers[0], next_idx, now)
+            comparison = Comparison(
+                id=new_id(Comparison),
+                project_id=project_id,
+                interaction_id=interaction.id,
+                kind=ComparisonKind.RATING,
+                purpose=Purpose.TRAINING,
+                messages=read.messages,
+                family=interaction.family,
+                response_ids=(shown.id,),
+                overlap=overlap,
+                batch=batch,
+                criteria=tuple(criteria),
+                created_at=now,
+            )
+            tx.add(comparison)
+            made.append(comparison)
+    return Plan(tuple(made), dict(skipped), dict(found))
+
+
+def check_criteria(criteria: Sequence[str]) -> tuple[str, ...]:
+    """The names without blanks around them. Raises BadInput."""
+    names = tuple(name.strip() for name in criteria)
+    plain = all(0 < len(name) <= MAX_CRITERION_CHARS and name.isprintable() for name in names)
+    if not plain or len(names) > MAX_CRITERIA or len(set(names)) < len(names) or OVERALL in names:
+        raise BadInput(
+            f"The criteria are {', '.join(map(repr, names))}; give at most {MAX_CRITERIA} different names of 1 to {MAX_CRITERION_CHARS} "
+            f"characters, none of them {OVERALL!r}, which is always asked."
+        )
+    return names
 
 
 def _askable(
-    tx: Transaction, interaction: Interaction, present: Collection[str | None]
+    tx: Transaction, interaction: Interaction, present: Collection[str | None], asking: Asking
 ) -> tuple[str | None, Response | None]:
     """(why it may not be asked about, None) or (None, the answer the user was shown)."""
     if interaction.training_use is not TrainingUse.ALLOWED:
@@ -164,7 +245,27 @@ def _askable(
     if completion is None or completion.status is not CompletionStatus.OK:
         return "no finished answer", None
     shown = [one for one in shown_responses(tx, interaction.id) or [] if one.text.strip()]
+    if shown and asking.forbids(shown[0].model):
+        return FORBIDDEN, None
     return (None, shown[0]) if shown else ("empty answer", None)
+
+
+def _as_read(tx: Transaction, shown: Response, text: str, idx: int, now: datetime) -> Response:
+    """What annotators read in place of `shown`: itself, or a copy with this text."""
+    if text == shown.text:
+        return shown
+    copy = replace(
+        shown,
+        id=new_id(Response),
+        idx=idx,
+        text=text,
+        origin=ResponseOrigin.REDACTED,
+        logprob=None,
+        n_tokens=None,
+        created_at=now,
+    )
+    tx.add(copy)
+    return copy
 
 
 def plan_evaluation(
@@ -174,6 +275,7 @@ def plan_evaluation(
     *,
     batch: str,
     overlap: int = 3,
+    asking: Asking = AS_IT_IS,
     now: datetime,
 ) -> list[Comparison]:
     """Evaluation questions, one per item, in the items' order; a Snapshot refuses them and everything of their families.
@@ -182,6 +284,7 @@ def plan_evaluation(
     there. Raises Conflict where the batch holds other items.
     """
     _check_overlap(overlap)
+    asked, items = items, [screen_item(asking, item) for item in items]
     with store.write() as tx:
         present = {one.attributes["item"]: one for one in tx.find(Comparison, project_id=project_id, batch=batch)}
         digests = [sha256_of(asdict(item)) for item in items]
@@ -219,7 +322,17 @@ def plan_evaluation(
                 reason="evaluation",
                 batch=batch,
                 state=ComparisonState.CLOSED if same else ComparisonState.OPEN,
-                attributes={"item": index, "sha256": digest, "identical": same},
+                attributes={
+                    "item": index,
+                    "sha256": digest,
+                    "identical": same,
+                    # An erasure finds a prompt by its messages, which these no longer are.
+                    **(
+                        {"prompt_sha256": sha256_of(list(asked[index].messages))}
+                        if asked[index].messages != item.messages
+                        else {}
+                    ),
+                },
                 created_at=now,
             )
             tx.add(first, second, comparison)
@@ -263,12 +376,13 @@ def _response(
 
 @dataclass(frozen=True)
 class Loan:
-    """What an annotator sees: `responses` in the order shown."""
+    """What an annotator sees: `responses` in the order shown; `scale` (least, greatest) where one response is rated."""
 
     lease: Lease
     comparison: Comparison
     responses: tuple[Response, ...]
     guideline: Guideline | None
+    scale: tuple[int, int] | None = None
 
 
 def lend(
@@ -296,7 +410,8 @@ def lend(
             lease = tx.change(Lease, held.id, expires_at=expires_at)
             return _loan(tx, lease, tx.get(Comparison, lease.comparison_id))
         domains = quality.domains_of(standing, now)
-        comparison = queue.next_comparison(tx, project_id, annotator_id, wanted, now, domains)
+        assigned = queue.Assigned(standing.batches, standing.domains) if standing is not None else queue.NOTHING
+        comparison = queue.next_comparison(tx, project_id, annotator_id, wanted, now, domains, assigned)
         if purposes is None:
             work = comparison is not None
             gold = quality.gold_turn(tx, project_id, annotator_id, standing, rules, work_waits=work)
@@ -329,7 +444,8 @@ def shown_order(comparison: Comparison, annotator_id: str) -> tuple[str, ...]:
 def _loan(tx: Transaction, lease: Lease, comparison: Comparison) -> Loan:
     texts = {response.id: response for response in tx.find(Response, id=lease.order)}
     guideline = tx.get(Guideline, lease.guideline_id) if lease.guideline_id else None
-    return Loan(lease, comparison, tuple(texts[id] for id in lease.order), guideline)
+    scale = answers.scale_of(tx, comparison.project_id) if comparison.kind is ComparisonKind.RATING else None
+    return Loan(lease, comparison, tuple(texts[id] for id in lease.order), guideline, scale)
 
 
 def heartbeat(store: Store, lease_id: str, annotator_id: str, lease_s: float, now: datetime) -> Lease:
@@ -383,63 +499,17 @@ class AnnotationResult:
     replayed: bool
 
 
-@dataclass(frozen=True)
-class _Answer:
-    """A body that was read."""
-
-    verdict: Verdict
-    choice: str | None
-    strength: int | None
-    seconds: float
-    reasons: tuple[str, ...]
-    note: str | None
-    edit: str | None
-    flagged: bool
-
-
-def _read_answer(body: fields.Body) -> _Answer:
-    """Raises BadInput."""
-    verdict = fields.member(body, "verdict", Verdict)
-    read = _Answer(
-        verdict=verdict,
-        choice=fields.text(body, "choice", max_chars=MAX_ID_CHARS),
-        strength=fields.integer(body, "strength", 1, 3),
-        seconds=fields.number(body, "seconds", 0.0, MAX_SECONDS),
-        reasons=_read_reasons(body.get("reasons")),
-        note=fields.text(body, "note", max_chars=MAX_NOTE_CHARS),
-        edit=fields.text(body, "edit", max_chars=MAX_EDIT_CHARS),
-        flagged=bool(fields.flag(body, "flagged", default=False)),
-    )
-    if (read.choice is None) == (verdict is Verdict.PREFER):
-        raise BadInput(
-            f"choice is {read.choice!r} with verdict {verdict}; name a response id with prefer, and only with it."
-        )
-    for name, needs in (("strength", Verdict.PREFER), ("edit", Verdict.PREFER), ("flagged", Verdict.SKIP)):
-        if getattr(read, name) and verdict is not needs:
-            raise BadInput(f"{name} is given with verdict {verdict}; it goes with {needs} only.")
-    return read
-
-
-def _read_reasons(value: Any) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    plain = isinstance(value, list | tuple) and all(isinstance(one, str) and 0 < len(one) <= 100 for one in value)
-    if not plain or len(value) > MAX_REASONS:
-        raise BadInput(f"reasons is no list of at most {MAX_REASONS} strings of 1 to 100 characters.")
-    return tuple(dict.fromkeys(value))
-
-
 def answer(
     store: Store, project_id: str, annotator_id: str, body: Any, now: datetime, rules: Rules = DEFAULT_RULES
 ) -> AnnotationResult:
-    """Store one verdict: {lease_id, verdict, choice, strength?, seconds, reasons?, note?, edit?, flagged?}.
+    """Store one verdict: {lease_id, verdict, choice | rating, strength?, seconds, reasons?, note?, edit?, flagged?, criteria?}.
 
     Closes the Comparison that has its answers (`quality.settle`); a flagged training question waits for the lead. Raises BadInput
     (malformed), NotFound (not this annotator's lease), Expired, Conflict (answered before with another verdict).
     """
-    body = fields.checked(body, "The annotation", ANSWER_FIELDS)
-    lease_id = fields.needed(body, "lease_id", max_chars=MAX_ID_CHARS)
-    read = _read_answer(body)
+    body = fields.checked(body, "The annotation", answers.ANSWER_FIELDS)
+    lease_id = fields.needed(body, "lease_id", max_chars=answers.MAX_ID_CHARS)
+    read = answers.read_answer(body)
     with store.write(beside_others=True) as tx:
         queue.lock_annotator(tx, project_id, annotator_id)
         lease = _own_lease(tx, lease_id, annotator_id)
@@ -449,28 +519,37 @@ def answer(
             raise BadInput(
                 f"choice is {read.choice!r}; give one of the response ids that were shown: {', '.join(lease.order)}."
             )
-        given = tx.first(Annotation, comparison_id=lease.comparison_id, annotator_id=annotator_id, criterion=OVERALL)
-        if given is not None:
-            same = (given.verdict, given.choice, given.strength) == (read.verdict, read.choice, read.strength)
-            if not same or given.flagged != read.flagged:
+        comparison = tx.get(Comparison, lease.comparison_id)
+        said = {OVERALL: read, **answers.read_criteria(body.get("criteria"), lease, comparison, read)}
+        answers.check_kind(tx, comparison, said.values())
+        known = tx.find(Annotation, comparison_id=lease.comparison_id, annotator_id=annotator_id)
+        if known:
+            before = {one.criterion: (one.verdict, one.choice, one.rating, one.strength, one.flagged) for one in known}
+            now_said = {
+                name: (one.verdict, one.choice, one.rating, one.strength, one.flagged) for name, one in said.items()
+            }
+            if before != now_said:
                 raise Conflict(f"Comparison {lease.comparison_id} has your answer already, and it was another one.")
-            return AnnotationResult(given, replayed=True)
+            return AnnotationResult(next(one for one in known if one.criterion == OVERALL), replayed=True)
         _check_time(tx, lease, now)
-        annotation = Annotation(
-            id=new_id(Annotation),
-            project_id=project_id,
-            comparison_id=lease.comparison_id,
-            annotator_id=annotator_id,
-            guideline_id=lease.guideline_id,
-            criterion=OVERALL,
-            order=lease.order,
-            created_at=now,
-            **asdict(read),
-        )
-        tx.add(annotation)
+        rows = [
+            Annotation(
+                id=new_id(Annotation),
+                project_id=project_id,
+                comparison_id=lease.comparison_id,
+                annotator_id=annotator_id,
+                guideline_id=lease.guideline_id,
+                criterion=criterion,
+                order=lease.order,
+                created_at=now,
+                **asdict(one),
+            )
+            for criterion, one in said.items()
+        ]
+        tx.add(*rows)
+        annotation = rows[0]
         for mine in tx.find(Lease, comparison_id=lease.comparison_id, annotator_id=annotator_id, state=LeaseState.LIVE):
             tx.change(Lease, mine.id, state=LeaseState.ANSWERED)
-        comparison = tx.get(Comparison, lease.comparison_id)
         if comparison.purpose is Purpose.GOLD:
             quality.judge(tx, project_id, annotator_id, now)
         if read.flagged and comparison.state is ComparisonState.OPEN and comparison.purpose is not Purpose.EVALUATION:

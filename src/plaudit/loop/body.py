@@ -27,7 +27,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 def checked(raw: Any, what: str, known: Sequence[str]) -> Body:
     """`raw` as a JSON object whose every name is known and whose every value can be stored."""
     if not isinstance(raw, Mapping):
-        raise BadInput(f"{what} is {_shown(raw)}; send a JSON object.")
+        raise BadInput(f"{what} is {shown(raw)}; send a JSON object.")
     for name in raw:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
@@ -42,7 +42,7 @@ def text(body: Body, name: str, *, max_chars: int, default: str | None = None) -
     if value is None:
         return default
     if not isinstance(value, str) or not 0 < len(value) <= max_chars:
-        raise BadInput(f"{name} is {_shown(value)}; give a string of 1 to {max_chars} characters.")
+        raise BadInput(f"{name} is {shown(value)}; give a string of 1 to {max_chars} characters.")
     return value
 
 
@@ -55,12 +55,14 @@ def needed(body: Body, name: str, *, max_chars: int) -> str:
 
 
 def integer(body: Body, name: str, low: int, high: int, *, default: int | None = None) -> int | None:
-    """A whole number in low..high, or the default where the field is absent or null. A bool is not a number."""
+    """A whole number in low..high, or the default where the field is absent or null. A bool is not a number; 5.0 is 5, as in JSON Schema."""
     value = body.get(name)
     if value is None:
         return default
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise BadInput(f"{name} is {_shown(value)}; give a whole number from {low} to {high}.")
+        raise BadInput(f"{name} is {shown(value)}; give a whole number from {low} to {high}.")
     return value
 
 
@@ -68,7 +70,7 @@ def number(body: Body, name: str, low: float, high: float) -> float:
     """A number in low..high; the field must be there."""
     value = body.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise BadInput(f"{name} is {_shown(value)}; give a number from {low:g} to {high:g}.")
+        raise BadInput(f"{name} is {shown(value)}; give a number from {low:g} to {high:g}.")
     return float(value)
 
 
@@ -78,7 +80,7 @@ def flag(body: Body, name: str, *, default: bool | None = None) -> bool | None:
     if value is None:
         return default
     if not isinstance(value, bool):
-        raise BadInput(f"{name} is {_shown(value)}; give true or false.")
+        raise BadInput(f"{name} is {shown(value)}; give true or false.")
     return value
 
 
@@ -93,35 +95,46 @@ def moment(body: Body, name: str) -> datetime | None:
             raise ValueError
         return at.astimezone(UTC)
     except (TypeError, ValueError, OverflowError):
-        raise BadInput(f"{name} is {_shown(value)}; give a time such as 2026-01-31T12:00:00Z.") from None
+        raise BadInput(f"{name} is {shown(value)}; give a time such as 2026-01-31T12:00:00Z.") from None
 
 
 def member(body: Body, name: str, kind: type[Kind], *, default: Kind | None = None) -> Kind:
     """One of an enum's values, or the default where the field is absent or null; without a default it must be there."""
-    value = body.get(name)
-    if value is None and default is not None:
+    if body.get(name) is None and default is not None:
         return default
-    if not isinstance(value, str) or value not in list(kind):
-        raise BadInput(f"{name} is {_shown(value)}; give one of: {', '.join(kind)}.")
-    return kind(value)
+    return kind(one_of(body, name, list(kind)))
+
+
+def one_of(body: Body, name: str, values: Sequence[str]) -> str:
+    """One of these; the field must be there."""
+    value = body.get(name)
+    if not isinstance(value, str) or value not in values:
+        raise BadInput(f"{name} is {shown(value)}; give one of: {', '.join(values)}.")
+    return value
 
 
 def messages(body: Body, name: str = "messages") -> tuple[Message, ...]:
     """A conversation in the OpenAI shape: objects with a role and a content (string, list of parts, or null beside tool calls)."""
     value = body.get(name)
     if not isinstance(value, list | tuple) or not 0 < len(value) <= MAX_MESSAGES:
-        raise BadInput(f"{name} is {_shown(value)}; give a list of 1 to {MAX_MESSAGES} messages.")
+        raise BadInput(f"{name} is {shown(value)}; give a list of 1 to {MAX_MESSAGES} messages.")
     for index, message in enumerate(value):
         where = f"{name}[{index}]"
         if not isinstance(message, Mapping):
-            raise BadInput(f"{where} is {_shown(message)}; give an object with role and content.")
+            raise BadInput(f"{where} is {shown(message)}; give an object with role and content.")
         if message.get("role") not in ROLES:
-            raise BadInput(f"{where}.role is {_shown(message.get('role'))}; give one of: {', '.join(ROLES)}.")
+            raise BadInput(f"{where}.role is {shown(message.get('role'))}; give one of: {', '.join(ROLES)}.")
         content = message.get("content")
         if content is None and message.get("tool_calls"):
             continue
         if not isinstance(content, str | list):
-            raise BadInput(f"{where}.content is {_shown(content)}; give a string or a list of parts.")
+            raise BadInput(f"{where}.content is {shown(content)}; give a string or a list of parts.")
+        for part in content if isinstance(content, list) else ():
+            typed = isinstance(part, Mapping) and isinstance(part.get("type"), str)
+            if not typed or (part["type"] == "text" and not isinstance(part.get("text"), str)):
+                raise BadInput(
+                    f"{where}.content has the part {shown(part)}; give objects with a type, a text beside `text`."
+                )
     return tuple(dict(message) for message in value)
 
 
@@ -131,12 +144,10 @@ def attributes(body: Body, name: str = "attributes") -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping) or len(value) > 32:
-        raise BadInput(f"{name} is {_shown(value)}; give an object of at most 32 names with plain values.")
+        raise BadInput(f"{name} is {shown(value)}; give an object of at most 32 names with plain values.")
     for key, entry in value.items():
         if not isinstance(entry, str | int | float | bool | None) or len(str(entry)) > 500:
-            raise BadInput(
-                f"{name}.{key} is {_shown(entry)}; give a string (up to 500 characters), a number or a bool."
-            )
+            raise BadInput(f"{name}.{key} is {shown(entry)}; give a string (up to 500 characters), a number or a bool.")
     return dict(value)
 
 
@@ -165,12 +176,12 @@ def _storable(value: Any, where: str, depth: int) -> None:
             _storable(entry, where, depth + 1)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as an error message shows it: short, and never more than the start of somebody's text."""
     if value is None:
         return "missing"
     try:
-        shown = json.dumps(value, ensure_ascii=True, default=str)
+        said = json.dumps(value, ensure_ascii=True, default=str)
     except (ValueError, RecursionError):
-        shown = repr(type(value).__name__)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
+        said = repr(type(value).__name__)
+    return said if len(said) <= 60 else said[:57] + "..."

@@ -38,7 +38,7 @@ from plaudit.domain import (
 )
 from plaudit.errors import BadInput, Conflict, Forbidden, NotFound, PlauditError
 from plaudit.loop import body as fields
-from plaudit.loop import webhooks
+from plaudit.loop import shapes, webhooks
 from plaudit.loop.feedback_tokens import Claims, actor_sha256
 from plaudit.loop.prompts import default_family
 from plaudit.store import feedback as chains
@@ -51,6 +51,35 @@ MAX_RESPONSES = 128
 MAX_BATCH = 1000
 CLOCK_SKEW = timedelta(minutes=5)  # by which a sender's clock may be ahead of ours, or an act before what it is about
 
+_NAME = shapes.text(MAX_NAME_CHARS)
+INTERACTION = shapes.shape(
+    {
+        "messages": shapes.MESSAGES,
+        "responses": shapes.texts(1, MAX_RESPONSES, said="What the user was shown."),
+    },
+    {
+        "user": shapes.text(MAX_NAME_CHARS, "Pseudonym of the end user; without one it belongs to no experiment."),
+        "conversation_id": _NAME,
+        "family": shapes.text(MAX_NAME_CHARS, "Prompt family; default: hash of the last user text."),
+        "training_use": shapes.one_of(TrainingUse, "Default: the project's."),
+        "attributes": shapes.ATTRIBUTES,
+        "model": _NAME,
+        "release_id": shapes.text(MAX_NAME_CHARS, "What GET /v1/assignment said."),
+        "at": shapes.MOMENT,
+        "idempotency_key": shapes.text(MAX_NAME_CHARS, "One key acts once; may stand in the header Idempotency-Key."),
+    },
+)
+FEEDBACK = shapes.shape(
+    {"interaction_id": _NAME, "kind": shapes.one_of(FeedbackKind)},
+    {
+        "value": {},  # by kind: `value_shape`
+        "response_index": shapes.whole(0, MAX_RESPONSES - 1, "Of several responses; default 0."),
+        "user": shapes.text(MAX_NAME_CHARS, "Default: the Interaction's."),
+        "idempotency_key": shapes.text(MAX_NAME_CHARS, "One key acts once; may stand in the header Idempotency-Key."),
+        "retract": shapes.FLAG,
+        "at": shapes.MOMENT,
+    },
+)
 # The one field of each kind's value; `value` may also be given bare: {"kind": "thumb", "value": true}.
 VALUE_FIELD: dict[FeedbackKind, str] = {
     FeedbackKind.THUMB: "up",
@@ -59,10 +88,6 @@ VALUE_FIELD: dict[FeedbackKind, str] = {
     FeedbackKind.CHOICE: "chosen",
     FeedbackKind.COMMENT: "text",
     FeedbackKind.SIGNAL: "name",
-}
-BESIDE: dict[FeedbackKind, tuple[str, ...]] = {
-    FeedbackKind.COMMENT: ("reasons",),
-    FeedbackKind.SIGNAL: ("consent", "seconds"),  # whether the user agreed to be observed; how long, of a dwell
 }
 ACCUMULATES = frozenset({FeedbackKind.COMMENT, FeedbackKind.SIGNAL})
 
@@ -110,6 +135,7 @@ def begin_interaction(
         messages=tuple(messages),
         family=family or default_family(messages),
         prompt_sha256=sha256_of(list(messages)),
+        system_sha256=_system_sha256(messages),
         source=InteractionSource.GATEWAY,
         release_id=assignment.release_id if assignment else None,
         served_release_id=assignment.release_id if assignment else None,
@@ -123,6 +149,11 @@ def begin_interaction(
         config_version=config_version,
         created_at=now,
     )
+
+
+def _system_sha256(messages: Sequence[Message]) -> str | None:
+    instructions = [message.get("content") for message in messages if message["role"] in ("system", "developer")]
+    return sha256_of(instructions) if instructions else None
 
 
 def finish_interaction(
@@ -208,32 +239,18 @@ def log_interactions(
 
 
 def _log(tx: Transaction, project: Project, body: Any, now: datetime, assignment: Assignment | None) -> Logged:
-    known = (
-        "messages", "responses", "user", "conversation_id", "family", "training_use", "attributes", "model", "release_id",
-        "at", "idempotency_key",
-    )  # fmt: skip
-    body = fields.checked(body, "The interaction", known)
-    messages = fields.messages(body)
-    answers = body.get("responses")
-    if (
-        not isinstance(answers, list | tuple)
-        or not 0 < len(answers) <= MAX_RESPONSES
-        or not all(isinstance(answer, str) for answer in answers)
-    ):
-        raise BadInput(f"responses must be a list of 1 to {MAX_RESPONSES} strings: what the user was shown.")
-    release_id = fields.text(body, "release_id", max_chars=MAX_NAME_CHARS)
-    model = fields.text(body, "model", max_chars=MAX_NAME_CHARS)
-    key = fields.text(body, "idempotency_key", max_chars=MAX_NAME_CHARS)
-    body_sha256 = sha256_of({name: body[name] for name in known if name in body and name != "idempotency_key"})
-    at = _happened(body, now)
+    said = shapes.read(body, "The interaction", INTERACTION)
+    key, model, release_id = said["idempotency_key"], said["model"], said["release_id"]
+    body_sha256 = sha256_of({name: value for name, value in body.items() if name != "idempotency_key"})
+    at = _happened(said["at"], now)
     drafted = begin_interaction(
         project,
-        messages=messages,
-        actor=fields.text(body, "user", max_chars=MAX_NAME_CHARS),
-        conversation_id=fields.text(body, "conversation_id", max_chars=MAX_NAME_CHARS),
-        family=fields.text(body, "family", max_chars=MAX_NAME_CHARS),
-        training_use=fields.member(body, "training_use", TrainingUse, default=project.training_use_default),
-        attributes=fields.attributes(body),
+        messages=said["messages"],
+        actor=said["user"],
+        conversation_id=said["conversation_id"],
+        family=said["family"],
+        training_use=TrainingUse(said["training_use"]) if said["training_use"] else None,
+        attributes=said["attributes"],
         sampling={},
         assignment=assignment,
         config_version=0,
@@ -246,7 +263,7 @@ def _log(tx: Transaction, project: Project, body: Any, now: datetime, assignment
     interaction = _logged(drafted, release_id)
     completion, responses = finish_interaction(
         interaction,
-        texts=[ResponseText(answer, None) for answer in answers],
+        texts=[ResponseText(answer, None) for answer in said["responses"]],
         status=CompletionStatus.OK,
         model=model or (release.model if release else "unknown"),
         checkpoint_id=release.checkpoint_id if release else None,
@@ -263,9 +280,8 @@ def _log(tx: Transaction, project: Project, body: Any, now: datetime, assignment
     return Logged(interaction, replayed=False)
 
 
-def _happened(body: fields.Body, now: datetime) -> datetime:
+def _happened(at: datetime | None, now: datetime) -> datetime:
     """When the sender says it happened, which may be long ago but not in the future; now where it does not say."""
-    at = fields.moment(body, "at")
     if at is None:
         return now
     if at > now + CLOCK_SKEW:
@@ -364,24 +380,21 @@ def _attempt(act: Callable[..., T], *arguments: Any) -> T | PlauditError:
 
 
 def _read_feedback(project: Project, body: Any, now: datetime) -> _Act:
-    known = ("interaction_id", "kind", "value", "response_index", "user", "idempotency_key", "retract", "at")
-    body = fields.checked(body, "The feedback", known)
-    kind = fields.member(body, "kind", FeedbackKind)
-    index = fields.integer(body, "response_index", 0, MAX_RESPONSES - 1, default=0) or 0
+    said = shapes.read(body, "The feedback", FEEDBACK)
+    kind, index, retracted = FeedbackKind(said["kind"]), said["response_index"] or 0, bool(said["retract"])
     if kind is FeedbackKind.CHOICE and index:
         raise BadInput("response_index does not go with a choice; name the better answer in value.chosen.")
-    retracted = bool(fields.flag(body, "retract", default=False))
     if retracted and kind in ACCUMULATES:
         raise BadInput(f"retract does not go with a {kind}; only thumb, rating, edit and choice can be taken back.")
     return _Act(
-        interaction_id=fields.needed(body, "interaction_id", max_chars=MAX_NAME_CHARS),
+        interaction_id=said["interaction_id"],
         kind=kind,
         index=index,
         value={} if retracted else _value(project, kind, body),
-        user=fields.text(body, "user", max_chars=MAX_NAME_CHARS),
+        user=said["user"],
         retracted=retracted,
-        key=fields.text(body, "idempotency_key", max_chars=MAX_NAME_CHARS),
-        at=_happened(body, now),
+        key=said["idempotency_key"],
+        at=_happened(said["at"], now),
     )
 
 
@@ -490,47 +503,41 @@ def _check_token(token: Claims, act: _Act) -> None:
         raise Forbidden("A feedback token speaks for its own user; leave `user` out.")
 
 
+def value_shape(kind: FeedbackKind, rating_min: int, rating_max: int) -> shapes.Shape:
+    """What a kind's value may be, on a project's scale of ratings."""
+    match kind:
+        case FeedbackKind.THUMB:
+            return shapes.shape({"up": shapes.FLAG})
+        case FeedbackKind.RATING:
+            return shapes.shape({"rating": shapes.whole(rating_min, rating_max, "On the project's scale.")})
+        case FeedbackKind.EDIT:
+            return shapes.shape({"text": shapes.text(MAX_TEXT_CHARS, "The answer as it should have been.")})
+        case FeedbackKind.CHOICE:
+            best = shapes.whole(0, MAX_RESPONSES - 1, "Index of the better response; null: neither.")
+            return shapes.shape({}, {"chosen": best})
+        case FeedbackKind.COMMENT:
+            return shapes.shape({}, {"text": shapes.text(MAX_TEXT_CHARS), "reasons": shapes.texts(0, 20)})
+        case FeedbackKind.SIGNAL:
+            seconds = shapes.real(0, 86_400, "How long, of a dwell.")
+            consent = {**shapes.FLAG, "description": "Whether the user agreed to be observed."}
+            return shapes.shape({"name": _NAME}, {"seconds": seconds, "consent": consent})
+
+
 def _value(project: Project, kind: FeedbackKind, body: fields.Body) -> Json:
     """The value in its one stored form. Raises BadInput naming the field."""
     name = VALUE_FIELD[kind]
     if "value" not in body:
         raise BadInput(f'value is missing; a {kind} needs {{"{name}": ...}}.')
     raw = body["value"]
-    known = (name, *BESIDE.get(kind, ()))
-    value = fields.checked(raw if isinstance(raw, dict) else {name: raw}, "value", known)
-    match kind:
-        case FeedbackKind.THUMB:
-            up = fields.flag(value, name)
-            if up is None:
-                raise BadInput("value.up is missing; give true for a thumb up and false for a thumb down.")
-            return {"up": up}
-        case FeedbackKind.RATING:
-            rating = fields.integer(value, name, project.rating_min, project.rating_max)
-            if rating is None:
-                raise BadInput(
-                    f"value.rating is missing; give a whole number from {project.rating_min} to {project.rating_max}."
-                )
-            return {"rating": rating}
-        case FeedbackKind.EDIT:
-            return {"text": fields.needed(value, name, max_chars=MAX_TEXT_CHARS)}
-        case FeedbackKind.CHOICE:
-            return {"chosen": fields.integer(value, name, 0, MAX_RESPONSES - 1)}  # None: neither
-        case FeedbackKind.COMMENT:
-            reasons = value.get("reasons") or []
-            if not isinstance(reasons, list) or len(reasons) > 20 or not all(isinstance(one, str) for one in reasons):
-                raise BadInput("value.reasons must be a list of at most 20 strings.")
-            words = fields.text(value, name, max_chars=MAX_TEXT_CHARS, default="")
-            if not words and not reasons:
-                raise BadInput("value.text is missing; give a text or at least one of value.reasons.")
-            return {"text": words, "reasons": reasons}
-        case FeedbackKind.SIGNAL:
-            said: Json = {"name": fields.needed(value, name, max_chars=MAX_NAME_CHARS)}
-            consent = fields.flag(value, "consent")
-            if consent is not None:
-                said["consent"] = consent
-            if value.get("seconds") is not None:
-                said["seconds"] = fields.number(value, "seconds", 0, 86_400)
-            return said
+    shape = value_shape(kind, project.rating_min, project.rating_max)
+    value = shapes.read(raw if isinstance(raw, dict) else {name: raw}, "value", shape)
+    if kind is FeedbackKind.COMMENT:
+        if not value["text"] and not value["reasons"]:
+            raise BadInput("value.text is missing; give a text or at least one of value.reasons.")
+        return {"text": value["text"] or "", "reasons": list(value["reasons"] or ())}
+    if kind is FeedbackKind.SIGNAL:
+        return {part: said for part, said in value.items() if said is not None}
+    return value
 
 
 def _check_index(about: chains.Spoken, act: _Act) -> None:

@@ -9,6 +9,7 @@ a deleted row's bytes lie in it until then.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +18,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from plaudit.artifacts import MANIFEST, row_ids, write_atomic
+from plaudit.artifacts import MANIFEST, row_ids, unpublish, write_atomic
 from plaudit.domain import (
     Checkpoint,
     Erasure,
@@ -30,11 +31,13 @@ from plaudit.domain import (
     SnapshotRecord,
     new_id,
 )
-from plaudit.errors import NotFound
-from plaudit.loop import govern
+from plaudit.errors import BadInput, NotFound
+from plaudit.formats import files
+from plaudit.loop import copies, govern
 from plaudit.loop.feedback_tokens import actor_sha256
 from plaudit.loop.prompts import text_of
 from plaudit.store import erasure as stored
+from plaudit.store import spool
 from plaudit.store.database import Store
 from plaudit.store.erasure import Traces
 
@@ -43,11 +46,14 @@ QUOTABLE = frozenset(
 )  # files of the home that may hold somebody's words
 LATE = timedelta(hours=1)  # after an erasure, within which an answer that was still being written has come
 LEAST_CHARS = 12  # of a text that is looked for in files: "yes" is everybody's
-ROW_ID = re.compile(rb"\b(?:int|res)_[0-9a-z]+")
+ROW_ID = re.compile(rb"\b(?:int|res|prf|dem|fdb)_[0-9a-z]+")
+log = logging.getLogger("plaudit.erasure")
 INPUTS = "inputs"  # folder of what `learn score` was given
-OURS = frozenset(
-    {"keys", "spool"}
-)  # folders of the home that are not searched: rows of the spool go to the store first
+SPOOL = "spool"  # its entries are emptied where they stand
+SNAPSHOTS = "snapshots"
+OURS = frozenset({"keys", SPOOL})  # folders of the home that are not searched for words
+LINES = frozenset({".jsonl", ".csv", ".log"})  # of QUOTABLE: a line can go without the others
+PACKED = frozenset({".gz", ".zst"})
 # What stays of the folder of a run that saw what was erased: what it was asked to do, and figures.
 FIGURES = frozenset({"config.json", "config.resolved.json", "metrics.jsonl", "result.json", "lock"})
 SERVING = (ReleaseState.CANDIDATE, ReleaseState.SHADOW, ReleaseState.CANARY, ReleaseState.LIVE)
@@ -69,8 +75,7 @@ def retain(store: Store, home: Path, project_id: str, retention_days: float, now
     until = now - timedelta(days=retention_days)
     done = _erase(store, home, project_id, None, until, "the setting retention_days", timedelta(0), now)
     for record in store.find(SnapshotRecord, project_id=project_id, purged_at=None):
-        if record.created_at < until:
-            _purge_folder(Path(record.folder))
+        if record.created_at < until and _purge_snapshot(record):
             store.change(SnapshotRecord, record.id, purged_at=now)
     for path in (home / INPUTS).glob("*"):  # what was scored then
         if path.stat().st_mtime < until.timestamp():
@@ -87,10 +92,11 @@ def purge(store: Store, project_id: str, now: datetime, at_once: bool = False) -
         if erasure.purge_at > now and not at_once:
             continue
         served = {one.checkpoint_id for one in store.find(Release, project_id=project_id, state=SERVING)}
-        for record in store.find(SnapshotRecord, id=erasure.snapshot_ids, purged_at=None):
-            _purge_folder(Path(record.folder))
-            store.change(SnapshotRecord, record.id, purged_at=now)
-            purged.append(record.id)
+        frozen = store.find(SnapshotRecord, id=erasure.snapshot_ids, purged_at=None)
+        emptied = [record.id for record in frozen if _purge_snapshot(record)]
+        for id in emptied:
+            store.change(SnapshotRecord, id, purged_at=now)
+        purged += emptied
         checkpoints = store.find(Checkpoint, id=erasure.checkpoint_ids, purged_at=None)
         for checkpoint in checkpoints:
             if checkpoint.id not in served:
@@ -98,7 +104,7 @@ def purge(store: Store, project_id: str, now: datetime, at_once: bool = False) -
                 store.change(Checkpoint, checkpoint.id, purged_at=now)
                 purged.append(checkpoint.id)
         _purge_runs(store, project_id, erasure)
-        if all(checkpoint.id not in served for checkpoint in checkpoints):
+        if len(emptied) == len(frozen) and all(checkpoint.id not in served for checkpoint in checkpoints):
             store.change(Erasure, erasure.id, purged_at=now)
     return purged
 
@@ -151,11 +157,13 @@ def _erase(
     now: datetime,
 ) -> Erasure | None:
     """Lineage first, from folders and without a lock; then all rows in one transaction. A Snapshot that appears in between begins it anew."""
+    n_spooled = 0
     while True:
         with store.read() as tx:
             found = stored.traces(tx, project_id, actor, until)
             records = tx.find(SnapshotRecord, project_id=project_id)
-        if found.empty:
+        n_spooled += spool.forget(home / SPOOL, project_id, actor, [one.id for one in found.asked]) if actor else 0
+        if found.empty and not n_spooled:
             return None
         snapshot_ids = _snapshots_with(records, found) if actor is not None else []
         tainted = _learned_from(store, project_id, [one for one in records if one.id in snapshot_ids])
@@ -178,6 +186,7 @@ def _erase(
             found = stored.traces(tx, project_id, actor, until)  # with what came since
             counts = {"interactions": len(found.asked), "feedback": len(found.said), "outcomes": found.n_outcomes}
             counts["comparisons"] = len(found.comparison_ids)
+            counts |= {"waiting in the spool": n_spooled} if n_spooled else {}
             erasure = replace(erasure, counts=counts)
             stored.empty(tx, project_id, erasure.id, found, actor)
             for kind, ids in ((SnapshotRecord, snapshot_ids), (Checkpoint, tainted)):
@@ -256,7 +265,12 @@ def _quotes(found: Traces) -> Callable[[bytes], bool]:
     for text in words:
         if len(text) >= LEAST_CHARS:
             texts |= {text.encode(), *(json.dumps(text, ensure_ascii=plain)[1:-1].encode() for plain in (True, False))}
-    ids = {id.encode() for id in (*(one.id for one in found.asked), *found.response_ids)}
+    spoken = [one.id.partition("_")[2] for one in found.said]
+    rows = {
+        *found.preference_ids,
+        *(f"{kind}_{id}" for id in spoken for kind in ("prf", "dem", "fdb")),
+    }  # as exports name them
+    ids = {id.encode() for id in (*(one.id for one in found.asked), *found.response_ids, *rows)}
 
     def quotes(data: bytes) -> bool:
         return not ids.isdisjoint(ROW_ID.findall(data)) or any(text in data for text in texts)
@@ -269,22 +283,44 @@ def _unquote(home: Path, found: Traces, spared: Sequence[Path]) -> None:
     to `purge`, `spared` ones to the program that works in them."""
     quotes = _quotes(found)
     finished = {path.parent for path in home.rglob(MANIFEST)}
-    for path in sorted(home.rglob("*")):
-        if path.suffix not in QUOTABLE or not path.is_file() or path.relative_to(home).parts[0] in OURS:
+    exported = {Path(one.place) for one in copies.remembered(home / SNAPSHOTS) if not one.whole}
+    for path in sorted({*home.rglob("*"), *exported}):
+        inside = path.is_relative_to(home)
+        kind = _kind(path)
+        if not path.is_file() or (inside and path.relative_to(home).parts[0] in OURS):
+            continue
+        if path not in exported and kind not in QUOTABLE:
             continue
         if any(parent in finished or parent in spared for parent in path.parents):
             continue
-        data = path.read_bytes()
-        if not quotes(data):
-            continue
-        if path.suffix in (".jsonl", ".csv", ".log"):
-            kept = b"".join(line for line in data.splitlines(keepends=True) if not quotes(line))
-            if path.suffix == ".log":
-                path.write_bytes(kept)  # in place: somebody may be appending to it
-            else:
-                write_atomic(path, kept)
-        else:
-            path.unlink()
+        _unquote_file(path, quotes, by_line=kind in LINES or (path in exported and kind not in QUOTABLE))
+
+
+def _kind(path: Path) -> str:
+    """The suffix, of a packed file that of what is in it."""
+    return Path(path.stem).suffix if path.suffix in PACKED else path.suffix
+
+
+def _unquote_file(path: Path, quotes: Callable[[bytes], bool], by_line: bool) -> None:
+    try:
+        betrays = any(quotes(line) for _, line in files.read_lines(path)) if by_line else quotes(files.read_bytes(path))
+    except BadInput as error:
+        log.warning("%s is not searched: nobody can unpack it (%s).", path, error)
+        return
+    if not betrays:
+        return
+    if not by_line:
+        path.unlink()
+        return
+    kept = (line for _, line in files.read_lines(path) if not quotes(line))
+    if path.suffix in PACKED:
+        with files.written(path) as file:
+            for line in kept:
+                file.write(line.decode(errors="replace"))
+    elif path.suffix == ".log":
+        path.write_bytes(b"".join(kept))  # in place: somebody may be appending to it
+    else:
+        write_atomic(path, b"".join(kept))
 
 
 def _running_folders(store: Store, project_id: str) -> list[Path]:
@@ -307,6 +343,20 @@ def _purge_runs(store: Store, project_id: str, erasure: Erasure) -> None:
                 shutil.rmtree(path)
             elif path.is_file() and path.name not in FIGURES:
                 path.unlink()
+
+
+def _purge_snapshot(record: SnapshotRecord) -> bool:
+    """The folder, and the copies of it at other addresses; False where one of those cannot be reached now."""
+    folder = Path(record.folder)
+    _purge_folder(folder)
+    for one in copies.remembered(folder.parent):
+        if one.whole and one.snapshot == record.sha256:
+            try:
+                unpublish(one.place)
+            except (OSError, BadInput) as error:
+                log.warning("The copy of Snapshot %s at %s is not purged yet (%s).", record.id, one.place, error)
+                return False
+    return True
 
 
 def _purge_folder(folder: Path) -> None:

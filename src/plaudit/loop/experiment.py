@@ -5,12 +5,14 @@ joins the store to it and decides in this order: guardrail rollback, then sample
 then the goal. `promote` here only means that users show no harm: the gate and two named approvals decide beside it (`loop/release.py`), so
 thumbs never promote alone.
 
-Guardrails share `Rules.alpha`: over all looks together a candidate that is no worse is rolled back with at most that probability.
+Guardrails, those declared too, share `Rules.alpha`: over all looks together a candidate that is no worse is rolled back with at most that
+probability.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from itertools import pairwise
 from typing import Any
@@ -19,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plaudit.domain import (
+    EXPERIMENT_TRANSITIONS,
     Assignment,
     Experiment,
     ExperimentState,
@@ -27,13 +30,17 @@ from plaudit.domain import (
     Measurement,
     Release,
     ReleaseState,
+    check_transition,
     new_id,
 )
 from plaudit.errors import BadInput, Conflict, NotFound, Refused
-from plaudit.loop import govern
+from plaudit.loop import govern, metrics, pilots
+from plaudit.loop.metrics import Judged, PerUser
+from plaudit.loop.pilots import Pilot
 from plaudit.stats import user_metrics
-from plaudit.stats.assignment import arm_for, bucket, enrol
+from plaudit.stats.assignment import arm_for, bucket, enrol, matches, side_of
 from plaudit.stats.intervals import Interval, wilson
+from plaudit.stats.looks import Metric
 from plaudit.stats.user_metrics import Difference
 from plaudit.stats.verdict import (
     Better,
@@ -47,9 +54,10 @@ from plaudit.stats.verdict import (
 )
 from plaudit.store import experiment as observed_rows
 from plaudit.store.audit import lock_head
-from plaudit.store.database import Store
+from plaudit.store.database import Store, Transaction
 
 CANDIDATE, CONTROL = "candidate", "control"
+RELEASED, HOLDOUT = "released", "holdout"  # the same two after promotion
 _MIN_STRATUM = 10  # users an arm below which a stage has no variance worth an average
 
 
@@ -81,19 +89,63 @@ class Rules:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What the holdout of a promoted experiment stays on."""
+
+    release: Release
+    experiment: Experiment
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What the users of one segment are served by."""
+
+    live: Release
+    candidate: Release | None = None
+    experiment: Experiment | None = None
+    pilot: Pilot | None = None  # the experiment's
+    kept: Kept | None = None
+    segment: str = ""
+
+    @property
+    def releases(self) -> tuple[Release, ...]:
+        held = self.kept.release if self.kept else None
+        return tuple(release for release in (self.live, self.candidate, held) if release is not None)
+
+
+@dataclass(frozen=True)
 class ServingConfig:
-    """What the gateway serves by, swapped whole. `version` is the number of the audit entry that made it so."""
+    """What the gateway serves by, swapped whole. `version` is the number of the audit entry that made it so. The first fields are everybody's;
+    `narrower` are the segments with a Release or an experiment of their own, those with more conditions first."""
 
     version: int
     live: Release
     candidate: Release | None = None
     experiment: Experiment | None = None
+    pilot: Pilot | None = None
+    kept: Kept | None = None
+    narrower: tuple[Scope, ...] = ()
+    shadow: Release | None = None  # gets copies of live requests, and answers nobody
+
+    @property
+    def everybody(self) -> Scope:
+        return Scope(self.live, self.candidate, self.experiment, self.pilot, self.kept)
+
+    def scope(self, attributes: Mapping[str, Any]) -> Scope:
+        """Each turn belongs to one scope: the first segment that it matches, else everybody's."""
+        return next((one for one in self.narrower if matches(one.segment, attributes)), self.everybody)
+
+    @property
+    def one_release(self) -> bool:
+        """Whether everybody is answered by the same Release, so that how a conversation began does not matter."""
+        return not self.narrower and self.experiment is None and self.kept is None
 
     def release(self, release_id: str) -> Release:
         """The Release that an Assignment of this config names."""
-        for release in (self.live, self.candidate):
-            if release is not None and release.id == release_id:
-                return release
+        for scope in (self.everybody, *self.narrower):
+            for release in scope.releases:
+                if release.id == release_id:
+                    return release
         raise NotFound(f"Release {release_id!r} is not served by config {self.version}.")
 
 
@@ -113,6 +165,7 @@ class Observed:
     error_in_candidate: NDArray[np.bool_]  # (F,)
     error_probability: NDArray[np.float64]  # (F,)
     n_double: int
+    declared: Mapping[str, PerUser] = field(default_factory=dict)  # metric -> its values (U,)
 
 
 @dataclass(frozen=True)
@@ -128,14 +181,49 @@ class Look:
 
 
 def serving_config(store: Store, project_id: str) -> ServingConfig:
-    """The live Release and the running experiment, in one consistent view. Raises NotFound before anything is live."""
+    """The live Releases and the running experiments, in one consistent view. Raises NotFound before anything is live."""
     with store.read() as tx:
-        live = tx.first(Release, project_id=project_id, state=ReleaseState.LIVE)
-        if live is None:
+        lives = {one.segment: one for one in tx.find(Release, project_id=project_id, state=ReleaseState.LIVE)}
+        if "" not in lives:
             raise NotFound(f"Project {project_id} has no live release yet; start it once with `plaudit up`.")
-        experiment = tx.first(Experiment, project_id=project_id, state=ExperimentState.RUNNING)
-        candidate = tx.get(Release, experiment.candidate_id) if experiment else None
-        return ServingConfig(observed_rows.ledger_version(tx, project_id), live, candidate, experiment)
+        tried: dict[str, Scope] = {}
+        for experiment in tx.find(Experiment, project_id=project_id, state=ExperimentState.RUNNING):
+            candidate = tx.get(Release, experiment.candidate_id)
+            tried[candidate.segment] = Scope(lives[""], candidate, experiment, pilots.from_json(experiment.pilot))
+        scopes: dict[str, Scope] = {}
+        for segment in {*lives, *tried}:
+            live = lives.get(segment, lives[""])
+            found = tried.get(segment, Scope(live))
+            scopes[segment] = replace(found, live=live, segment=segment, kept=_kept(tx, live, segment))
+        shadow = tx.first(Release, project_id=project_id, state=ReleaseState.SHADOW)
+        version = observed_rows.ledger_version(tx, project_id)
+    general = scopes.pop("")
+    narrower = sorted(scopes.values(), key=lambda one: (-one.segment.count(","), one.segment))
+    return ServingConfig(
+        version,
+        general.live,
+        general.candidate,
+        general.experiment,
+        general.pilot,
+        general.kept,
+        tuple(narrower),
+        shadow,
+    )
+
+
+def _kept(tx: Transaction, live: Release, segment: str) -> Kept | None:
+    """The holdout of the experiment that made `live` live, while there is one and what it stays on was not rolled back."""
+    if live.segment != segment:
+        return None
+    promoted = tx.first(Experiment, candidate_id=live.id, state=ExperimentState.PROMOTED)
+    if promoted is None or not promoted.holdout:
+        return None
+    control = tx.get(Release, promoted.control_id)
+    served = (
+        ReleaseState.RETIRED,
+        ReleaseState.LIVE,
+    )  # everybody's live one is what a segment's first is held out from
+    return Kept(control, promoted) if control.state in served else None
 
 
 def began(store: Store, project_id: str, conversation_id: str) -> Assignment | None:
@@ -147,29 +235,44 @@ def began(store: Store, project_id: str, conversation_id: str) -> Assignment | N
     return Assignment(found[0].release_id, found[0].experiment_id, found[0].arm)
 
 
-def assign(config: ServingConfig, actor: str | None, began: Assignment | None = None) -> Assignment:
-    """The Release that answers this turn. A new conversation goes by its user; without one, or outside the ramp, the live Release answers
-    and the turn is part of no experiment.
+def assign(
+    config: ServingConfig,
+    actor: str | None,
+    began: Assignment | None = None,
+    attributes: Mapping[str, Any] | None = None,
+) -> Assignment:
+    """The Release that answers this turn. A new conversation goes by its user and by what is declared of them; without a user, outside the
+    ramp, or where the pilot does not admit them, the live Release answers and the turn is part of no experiment.
 
     A conversation stays with the Release that it began under (`began`) while that one is served, whoever speaks later and however the ramp
     has moved; promotion and rollback move it. It is part of the experiment only where it began in the arm that its user is in now: that
     rule is the same for both arms, although only the candidate's would change the Release.
     """
-    own = _by_user(config, actor)
+    own = _by_user(config, actor, attributes or {})
     if began is None or (began.experiment_id, began.arm) == (own.experiment_id, own.arm):
         return own
-    served = {release.id for release in (config.live, config.candidate) if release is not None}
+    scopes = (config.everybody, *config.narrower)
+    # What a holdout keeps is nobody else's any more.
+    served = {own.release_id, *(one.id for scope in scopes for one in (scope.live, scope.candidate) if one)}
     return Assignment(began.release_id) if began.release_id in served else own
 
 
-def _by_user(config: ServingConfig, actor: str | None) -> Assignment:
-    experiment = config.experiment
-    if experiment is None or actor is None:
-        return Assignment(config.live.id)
-    enrolment = enrol(experiment.stages[experiment.stage])
-    arm = arm_for(bucket(experiment.salt, actor), enrolment)
-    if arm is None:
-        return Assignment(config.live.id)
+def _by_user(config: ServingConfig, actor: str | None, attributes: Mapping[str, Any]) -> Assignment:
+    scope = config.scope(attributes)
+    if actor is None:
+        return Assignment(scope.live.id)
+    if scope.kept is not None:
+        kept, promoted = scope.kept.release, scope.kept.experiment
+        side = side_of(promoted.salt, actor, promoted.holdout)
+        if side is not None:
+            release = kept if side == HOLDOUT else scope.live
+            return Assignment(release.id, promoted.id, side, len(promoted.stages), 0.5)
+    experiment = scope.experiment
+    if experiment is None or (scope.pilot is not None and not scope.pilot.admits(actor, attributes)):
+        return Assignment(scope.live.id)
+    arm = arm_for(bucket(experiment.salt, actor), enrol(experiment.stages[experiment.stage]))
+    if arm is None or side_of(experiment.salt, actor, experiment.holdout) == HOLDOUT:
+        return Assignment(scope.live.id)
     release_id = experiment.candidate_id if arm == CANDIDATE else experiment.control_id
     # Arms are equal buckets at every stage, so an enrolled user was given the candidate with probability one half.
     return Assignment(release_id, experiment.id, arm, experiment.stage, 0.5)
@@ -188,9 +291,18 @@ def start(
     rules: Rules | None = None,
     by: str = "system",
     role: str = "operator",
+    declared: Sequence[Metric] = (),
+    pilot: Pilot | None = None,
+    holdout: float = 0.0,
+    layer: str | None = None,
 ) -> Experiment:
-    """Enrol the first stage's users: that share of all users in *each* arm. The candidate must be a canary, the control live."""
+    """Enrol the first stage's users: that share of all users in *each* arm. The candidate must be a canary, the control live for the same
+    users. `declared`: metrics besides thumbs, fixed now. `pilot`: whom it is for, what it may cost. `holdout`: share of all users who keep
+    the control's Release, also after promotion. `layer`: experiments of one layer deal users alike; without one it is a layer of its own.
+    """
     rules = rules or Rules()
+    kept_metrics, kept_pilot = metrics.declare(declared), pilots.to_json(pilot)
+    enrol(holdout)
     if not stages or any(later <= earlier for earlier, later in pairwise(stages)):
         raise BadInput(
             f"stages are {list(stages)}; give growing shares of all users in each arm, such as 0.1 then 0.5."
@@ -199,27 +311,38 @@ def start(
         enrol(share)
     with store.write() as tx:
         lock_head(tx, project_id)
-        running = tx.first(Experiment, project_id=project_id, state=ExperimentState.RUNNING)
-        if running is not None:
-            raise Conflict(f"Experiment {running.id} is running; end it before another starts.")
+        segment = tx.get(Release, candidate_id).segment
+        for running in tx.find(Experiment, project_id=project_id, state=ExperimentState.RUNNING):
+            if tx.get(Release, running.candidate_id).segment == segment:
+                raise Conflict(f"Experiment {running.id} is running; end it before another starts.")
         for release_id, state in ((candidate_id, ReleaseState.CANARY), (control_id, ReleaseState.LIVE)):
             release = tx.get(Release, release_id)
             if release.project_id != project_id or release.state != state:
                 raise Conflict(f"Release {release_id} is {release.state}; an experiment needs a {state} release there.")
+        control = tx.get(Release, control_id)
+        own = tx.first(Release, project_id=project_id, state=ReleaseState.LIVE, segment=segment)
+        if control_id != (own.id if own else control_id) or (own is None and control.segment):
+            raise Conflict(f"Release {control_id} is not what the users of {segment or 'everybody'} are served by.")
         new = new_id(Experiment)
         experiment = Experiment(
             id=new,
             project_id=project_id,
             candidate_id=candidate_id,
             control_id=control_id,
-            salt=new,
+            salt=f"{project_id}/{layer}" if layer else new,
             stages=stages,
             stage_started_at=(now.isoformat(),),
             rules=asdict(rules),
             created_at=now,
+            metrics=kept_metrics,
+            pilot=kept_pilot,
+            holdout=holdout,
         )
         tx.add(experiment)
-        facts = {"candidate_id": candidate_id, "control_id": control_id, "stages": list(stages), "rules": asdict(rules)}
+        facts: Json = {"candidate_id": candidate_id, "control_id": control_id, "stages": list(stages)}
+        facts |= {"rules": asdict(rules), "metrics": list(kept_metrics), "holdout": holdout}
+        facts["pilot"] = {**kept_pilot, "users": len(kept_pilot["users"])} if kept_pilot else {}
+        facts["salt"] = experiment.salt
         govern.audit(tx, project_id, by, role, "experiment.start", experiment.id, {}, facts, now)
         return experiment
 
@@ -230,9 +353,7 @@ def advance(
     """The next stage of the ramp. Nobody enrolled changes arm. Raises Refused while the last look forbids it, Conflict at the end."""
     with store.write() as tx:
         lock_head(tx, project_id)
-        experiment = tx.get(Experiment, experiment_id)
-        if experiment.project_id != project_id:
-            raise NotFound(f"There is no Experiment {experiment_id!r}.")
+        experiment = _mine(tx, project_id, experiment_id)
         if experiment.state != ExperimentState.RUNNING:
             raise Conflict(f"Experiment {experiment_id} is {experiment.state}; only a running one advances.")
         if experiment.stage + 1 >= len(experiment.stages):
@@ -257,6 +378,46 @@ def advance(
         return moved
 
 
+def stop(
+    store: Store, project_id: str, experiment_id: str, by: str, reason: str, now: datetime, role: str = "operator"
+) -> Experiment:
+    """End it without a verdict: the canary stays one and nobody meets it until another experiment starts. Raises Conflict where it is over."""
+    with store.write() as tx:
+        lock_head(tx, project_id)
+        running = _mine(tx, project_id, experiment_id)
+        check_transition(EXPERIMENT_TRANSITIONS, running.state, ExperimentState.STOPPED, f"Experiment {experiment_id}")
+        ended = tx.change(
+            Experiment, experiment_id, {"state": running.state}, state=ExperimentState.STOPPED, ended_at=now
+        )
+        facts = {"state": str(ended.state), "reason": reason}
+        govern.audit(
+            tx, project_id, by, role, "experiment.end", experiment_id, {"state": str(running.state)}, facts, now
+        )
+        return ended
+
+
+def end_holdout(
+    store: Store, project_id: str, experiment_id: str, by: str, now: datetime, role: str = "operator"
+) -> Experiment:
+    """Whoever was kept on the Release of before meets the live one too. Raises Conflict where nobody is kept."""
+    with store.write() as tx:
+        lock_head(tx, project_id)
+        promoted = _mine(tx, project_id, experiment_id)
+        if not promoted.holdout:
+            raise Conflict(f"Experiment {experiment_id} holds nobody out.")
+        ended = tx.change(Experiment, experiment_id, {"holdout": promoted.holdout}, holdout=0.0)
+        before, after = {"holdout": promoted.holdout}, {"holdout": 0.0}
+        govern.audit(tx, project_id, by, role, "experiment.end_holdout", experiment_id, before, after, now)
+        return ended
+
+
+def _mine(tx: Transaction, project_id: str, experiment_id: str) -> Experiment:
+    found = tx.get(Experiment, experiment_id)
+    if found.project_id != project_id:
+        raise NotFound(f"There is no Experiment {experiment_id!r}.")
+    return found
+
+
 # --- looking -----------------------------------------------------------------------------------------------------------
 
 
@@ -269,42 +430,82 @@ def look(store: Store, experiment_id: str, now: datetime) -> Look:
         return Look(figures.get("verdict", "hold"), tuple(figures.get("reasons", ())), figures)
     # An e-value that once said that users get lost is kept: such an experiment is not saved by waiting.
     stopped = bool(experiment.figures.get("stopped"))
-    seen, rules = observe(store, experiment_id), Rules(**experiment.rules)
-    found = analyse(seen, rules, experiment.stage, len(experiment.stages), stopped)
+    seen, rules, declared = observe(store, experiment_id), Rules(**experiment.rules), metrics.declared(experiment)
+    found = analyse(seen, rules, experiment.stage, len(experiment.stages), stopped, declared)
     figures = {**found.figures, "verdict": found.verdict, "reasons": list(found.reasons), "at": now.isoformat()}
+    if experiment.pilot:
+        figures["pilot"] = _pilot_figures(store, experiment, now)
     with store.write() as tx:
         expect = {"state": ExperimentState.RUNNING, "stage": experiment.stage}
         tx.change(Experiment, experiment_id, expect, figures=figures)
-        rate = figures["down_rate_difference"]
-        if rate is not None and figures["n_messages"] != experiment.figures.get("n_messages"):  # one point per news
-            tx.add(
-                Measurement(
-                    id=new_id(Measurement),
-                    project_id=experiment.project_id,
-                    metric="experiment_down_rate_difference",
-                    value=rate["mean"],
-                    low=rate["low"],
-                    high=rate["high"],
-                    n=rate["n"],
-                    labels={"experiment": experiment_id},
-                    window_start=experiment.created_at,
-                    window_end=now,
-                    created_at=now,
-                )
-            )
+        if figures["n_messages"] != experiment.figures.get("n_messages"):  # one point per news
+            tx.add(*_points(experiment, figures, now))
     return Look(found.verdict, found.reasons, figures)
 
 
-def observe(store: Store, experiment_id: str) -> Observed:
+def long_term(store: Store, project_id: str, experiment_id: str) -> Look:
+    """What a promoted experiment's holdout says: users who kept the Release of before against as many who met the new one, since promotion.
+    The verdict says what it would have said; nothing acts on it."""
+    with store.read() as tx:
+        experiment = _mine(tx, project_id, experiment_id)
+    seen = observe(store, experiment_id, (RELEASED, HOLDOUT))
+    return analyse(seen, Rules(**experiment.rules), 0, 1, declared=metrics.declared(experiment))
+
+
+def _pilot_figures(store: Store, experiment: Experiment, now: datetime) -> Json:
+    """What the pilot has cost, and why it is over, if it is."""
+    pilot = pilots.from_json(experiment.pilot)
+    assert pilot is not None
+    with store.read() as tx:
+        prompt, completion = observed_rows.spent_tokens(tx, experiment.id, CANDIDATE)
+    spent = pilot.spent(prompt, completion)
+    return {
+        "spent": spent,
+        "cap": pilot.cap,
+        "ends_at": experiment.pilot["ends_at"],
+        "n_tokens": prompt + completion,
+        "over": pilot.over(spent, now),
+    }
+
+
+def _points(experiment: Experiment, figures: Json, now: datetime) -> list[Measurement]:
+    """What a look adds to the course of each difference."""
+
+    def about(rate: Json, **labels: str) -> dict[str, Any]:
+        return {
+            "id": new_id(Measurement),
+            "project_id": experiment.project_id,
+            "value": rate["mean"],
+            "low": rate["low"],
+            "high": rate["high"],
+            "n": rate["n"],
+            "labels": {"experiment": experiment.id, **labels},
+            "window_start": experiment.created_at,
+            "window_end": now,
+            "created_at": now,
+        }
+
+    rate = figures["down_rate_difference"]
+    found = [Measurement(metric="experiment_down_rate_difference", **about(rate))] if rate else []
+    known = [one for one in figures["metrics"] if one["difference"]]
+    return found + [
+        Measurement(metric="experiment_metric_difference", **about(one["difference"], metric=one["name"]))
+        for one in known
+    ]
+
+
+def observe(store: Store, experiment_id: str, arms: tuple[str, str] = (CANDIDATE, CONTROL)) -> Observed:
     """What users did so far, by assigned arm. Users who met both arms are counted and left out."""
     with store.read() as tx:
-        exposures = observed_rows.exposures(tx, experiment_id)
-        downs = observed_rows.first_thumbs_down(tx, experiment_id)
-        errors = observed_rows.first_errors(tx, experiment_id)
-    seen: dict[str, int] = {}
-    for exposure in exposures:
-        seen[exposure.actor] = seen.get(exposure.actor, 0) + 1
-    users = [exposure for exposure in exposures if seen[exposure.actor] == 1]
+        exposures = observed_rows.exposures(tx, experiment_id, arms)
+        downs = observed_rows.first_thumbs_down(tx, experiment_id, arms)
+        errors = observed_rows.first_errors(tx, experiment_id, arms)
+        seen: dict[str, int] = {}
+        for exposure in exposures:
+            seen[exposure.actor] = seen.get(exposure.actor, 0) + 1
+        users = [exposure for exposure in exposures if seen[exposure.actor] == 1]
+        found = tx.find(Experiment, id=experiment_id)  # rows may be of one that is not kept here
+        declared = metrics.per_user(tx, found[0], metrics.declared(found[0]), users) if found else {}
     downs = [event for event in downs if seen[event.actor] == 1]
     errors = [event for event in errors if seen[event.actor] == 1]
 
@@ -312,33 +513,43 @@ def observe(store: Store, experiment_id: str) -> Observed:
         return np.array([getattr(user, name) for user in users], dtype=np.int64)
 
     return Observed(
-        in_candidate=np.array([user.arm == CANDIDATE for user in users], dtype=bool),
+        in_candidate=np.array([user.arm == arms[0] for user in users], dtype=bool),
         stage=column("stage"),
         n_messages=column("n_messages"),
         n_down=column("n_down"),
         n_up=column("n_up"),
         n_with_feedback=column("n_with_feedback"),
         returned=column("n_conversations") > 1,
-        down_in_candidate=np.array([event.arm == CANDIDATE for event in downs], dtype=bool),
+        down_in_candidate=np.array([event.arm == arms[0] for event in downs], dtype=bool),
         down_probability=np.array([event.probability for event in downs], dtype=np.float64),
-        error_in_candidate=np.array([event.arm == CANDIDATE for event in errors], dtype=bool),
+        error_in_candidate=np.array([event.arm == arms[0] for event in errors], dtype=bool),
         error_probability=np.array([event.probability for event in errors], dtype=np.float64),
         n_double=sum(1 for count in seen.values() if count > 1),
+        declared=declared,
     )
 
 
-def analyse(seen: Observed, rules: Rules, stage: int, n_stages: int, stopped: bool = False) -> Look:
+def analyse(
+    seen: Observed,
+    rules: Rules,
+    stage: int,
+    n_stages: int,
+    stopped: bool = False,
+    declared: Sequence[Metric] = (),
+) -> Look:
     """The verdict at this look, by what was observed alone. stopped: an earlier look found that users get lost."""
     n_candidate = int(seen.in_candidate.sum())
     n_control = len(seen.in_candidate) - n_candidate
     by_stage = _by_stage(seen, seen.n_down, seen.n_messages)
     down_rate = _bounded(by_stage, rules, rules.alpha)
-    guardrails = _guardrails(seen, rules, by_stage)
+    alpha = rules.alpha / (N_GUARDRAILS + sum(metric.role == "guardrail" for metric in declared))
+    judged = [_judged(seen, rules, metric, alpha) for metric in declared]
+    guardrails = [*_guardrails(seen, rules, alpha, by_stage), *(one.guardrail for one in judged if one.guardrail)]
     assigned = check_assignment(_arrivals(seen), (0.5, 0.5), seen.n_double, rules.max_double_fraction, stopped)
     waiting = too_few(n_candidate, n_control, rules.min_users)
     if stage + 1 < n_stages:
         waiting.append(f"the ramp is at stage {stage + 1} of {n_stages}")
-    missed = []
+    missed = [one.missed for one in judged if one.missed]
     if down_rate is None or down_rate.high >= rules.goal_margin:
         high = "unknown" if down_rate is None else f"{down_rate.high:+.3f}"
         missed.append(f"thumbs-down per message may be up to {high} worse; below {rules.goal_margin:+.3f} is needed")
@@ -355,6 +566,7 @@ def analyse(seen: Observed, rules: Rules, stage: int, n_stages: int, stopped: bo
         "stopped": assigned.stopped,
         "guardrails": [asdict(guardrail) for guardrail in guardrails],
         "down_rate_difference": down_rate.to_dict() if down_rate else None,
+        "metrics": [_shown(one) for one in judged],
         "thumbs": {arm: _thumbs(seen, chosen) for arm, chosen in _arms(seen)},
         "feedback_rate": _share(int(seen.n_with_feedback.sum()), int(seen.n_messages.sum())),
         "may_advance": not blocks_advance,
@@ -366,8 +578,19 @@ def analyse(seen: Observed, rules: Rules, stage: int, n_stages: int, stopped: bo
 # --- inside ------------------------------------------------------------------------------------------------------------
 
 
-def _guardrails(seen: Observed, rules: Rules, down_rate: Difference | None) -> list[Guardrail]:
-    alpha = rules.alpha / N_GUARDRAILS
+def _judged(seen: Observed, rules: Rules, metric: Metric, alpha: float) -> Judged:
+    mine = alpha if metric.role == "guardrail" else rules.alpha
+    values = seen.declared[metric.name]
+    return metrics.judge(metric, values, seen.in_candidate, seen.stage, mine, rules.n_planned, rules.min_users)
+
+
+def _shown(judged: Judged) -> Json:
+    """The keys of docs/experiments.md, "A metric"."""
+    difference = judged.reading.difference
+    return {**asdict(judged.reading), "difference": difference.to_dict() if difference else None}
+
+
+def _guardrails(seen: Observed, rules: Rules, alpha: float, down_rate: Difference | None) -> list[Guardrail]:
     worse_rate = _rate(seen, seen.in_candidate) > _rate(seen, ~seen.in_candidate)
     found = []
     for name, chosen, probability, harmful in (
@@ -382,7 +605,7 @@ def _guardrails(seen: Observed, rules: Rules, down_rate: Difference | None) -> l
     return found
 
 
-N_GUARDRAILS = 4  # they share alpha equally
+N_GUARDRAILS = 4  # they share alpha equally, and with those that are declared
 
 
 def _by_stage(seen: Observed, sums: NDArray[np.int64], counts: NDArray[np.int64] | None) -> Difference | None:

@@ -237,17 +237,23 @@ def override(store: Store, project_id: str, evaluation_id: str, person: str, rea
             raise NotFound(f"There is no Evaluation {evaluation_id!r} in this project.")
         if found.gate is not GateVerdict.FAIL:
             raise Conflict(f"The gate of {evaluation_id} says {found.gate or 'nothing'}: there is nothing to override.")
-        who = tx.first(Person, project_id=project_id, name=person)
-        if who is None or who.removed_at is not None:
-            raise NotFound(f"There is no Person named {person!r} in this project; create a key for them first.")
-        keys = tx.find(ApiKey, project_id=project_id, person_id=who.id, revoked_at=None)
-        roles = (*who.roles, *(role for key in keys for role in key.roles))
-        role = next((one for one in roles if govern.may([one], govern.Permission.OVERRIDE)), None)
-        if role is None:
-            able = ", ".join(one for one, may in govern.PERMISSIONS.items() if govern.Permission.OVERRIDE in may)
-            raise Forbidden(f"{person} may not override a gate ({', '.join(roles) or 'no role'}); it takes {able}.")
+        role = overriding_role(tx, project_id, person, "a gate")
         before, after = {"gate": str(found.gate), "reasons": list(found.reasons)}, {"reason": reason}
         return govern.audit(tx, project_id, person, role, OVERRIDE, evaluation_id, before, after, now)
+
+
+def overriding_role(tx: Transaction, project_id: str, person: str, what: str) -> str:
+    """The role by which this Person may override `what`. Raises NotFound, Forbidden."""
+    who = tx.first(Person, project_id=project_id, name=person)
+    if who is None or who.removed_at is not None:
+        raise NotFound(f"There is no Person named {person!r} in this project; create a key for them first.")
+    keys = tx.find(ApiKey, project_id=project_id, person_id=who.id, revoked_at=None)
+    roles = (*who.roles, *(role for key in keys for role in key.roles))
+    role = next((one for one in roles if govern.may([one], govern.Permission.OVERRIDE)), None)
+    if role is None:
+        able = ", ".join(one for one, may in govern.PERMISSIONS.items() if govern.Permission.OVERRIDE in may)
+        raise Forbidden(f"{person} may not override {what} ({', '.join(roles) or 'no role'}); it takes {able}.")
+    return role
 
 
 def overridden(tx: Transaction, evaluation: Evaluation) -> AuditEntry | None:

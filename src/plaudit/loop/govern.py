@@ -50,6 +50,7 @@ class Permission(StrEnum):
     APPROVE = "approve"  # say yes or no to a release
     ERASE = "erase"  # remove what is kept of a user
     OPERATE = "operate"  # train, evaluate, release, roll back, monitors
+    MEASURE = "measure"  # read the figures of a process, as Prometheus does
     OVERRIDE = "override"  # let a release pass a gate that failed
     ADMIN = "admin"  # keys, people, projects
 
@@ -60,7 +61,9 @@ PERMISSIONS: Mapping[Role, frozenset[Permission]] = {
     Role.EXPERT: frozenset({Permission.ANNOTATE, Permission.REVIEW}),
     Role.LEAD: frozenset({Permission.ANNOTATE, Permission.PLAN, Permission.READ, Permission.REVIEW}),
     Role.APPROVER: frozenset({Permission.APPROVE, Permission.READ}),
-    Role.OPERATOR: frozenset({Permission.ERASE, Permission.OPERATE, Permission.PLAN, Permission.READ}),
+    Role.OPERATOR: frozenset(
+        {Permission.ERASE, Permission.MEASURE, Permission.OPERATE, Permission.PLAN, Permission.READ}
+    ),
     Role.ADMIN: frozenset(Permission),
 }
 # These act in somebody's name: such a key belongs to a Person.

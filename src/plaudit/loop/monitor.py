@@ -28,6 +28,7 @@ from plaudit.domain import (
     Measurement,
     Release,
     ReleaseState,
+    ResponseScore,
     check_transition,
     new_id,
 )
@@ -150,6 +151,23 @@ def score_rows(answers: Sequence[Answer]) -> list[Json]:
     ]
 
 
+def keep_scores(
+    store: Store, project_id: str, checkpoint_id: str, scores: Mapping[str, Mapping[str, float]], now: datetime
+) -> None:
+    """Remember what the reward Checkpoint gave each answer, for experiments that declare `score`; the first score of an answer stays."""
+    with store.write() as tx:
+        known = {one.id for one in tx.find(ResponseScore, id=list(scores))}
+        tx.add(
+            *(
+                ResponseScore(
+                    id=id, project_id=project_id, checkpoint_id=checkpoint_id, value=found["score"], created_at=now
+                )
+                for id, found in scores.items()
+                if "score" in found and id not in known
+            )
+        )
+
+
 # --- measuring ---------------------------------------------------------------------------------------------------------
 
 
@@ -181,7 +199,7 @@ def measure(
     found += _of_texts(answers)
     found += _of_scores(answers, thumbs, scores or {})
     with store.write() as tx:
-        live = tx.first(Release, project_id=project_id, state=ReleaseState.LIVE)
+        live = tx.first(Release, project_id=project_id, state=ReleaseState.LIVE, segment="")
         since = live.live_at if live else None
         found += _changes(tx, project_id, start, since, found)
         found += _length_drift(tx, project_id, start, since, answers)

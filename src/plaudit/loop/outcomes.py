@@ -13,14 +13,23 @@ from typing import Any
 
 from plaudit.artifacts import sha256_of
 from plaudit.domain import Outcome, new_id
-from plaudit.errors import BadInput, Conflict, PlauditError
-from plaudit.loop import body as fields
+from plaudit.errors import Conflict, PlauditError
+from plaudit.loop import shapes
 from plaudit.store import outcomes as stored
 from plaudit.store.database import Store
 
 MAX_NAME_CHARS = 200
 LARGEST = 1e15
-COLUMNS = ("user", "name", "value", "at", "key")
+OUTCOME = shapes.shape(
+    {
+        "user": shapes.text(MAX_NAME_CHARS, "The pseudonym that the turns had."),
+        "name": shapes.text(MAX_NAME_CHARS, "Such as `purchase`."),
+        "value": shapes.real(-LARGEST, LARGEST),
+        "at": shapes.MOMENT,
+    },
+    {"key": shapes.text(MAX_NAME_CHARS, "Yours, such as an order's number: one key is one outcome.")},
+)
+COLUMNS = tuple(OUTCOME["properties"])
 
 
 @dataclass(frozen=True)
@@ -64,13 +73,8 @@ def _attempt(project_id: str, body: Any, now: datetime) -> Outcome | PlauditErro
 
 
 def _read(project_id: str, body: Any, now: datetime) -> Outcome:
-    body = fields.checked(body, "The outcome", COLUMNS)
-    actor = fields.needed(body, "user", max_chars=MAX_NAME_CHARS)
-    name = fields.needed(body, "name", max_chars=MAX_NAME_CHARS)
-    value = fields.number(body, "value", -LARGEST, LARGEST)
-    at = fields.moment(body, "at")
-    if at is None:
-        raise BadInput("at is missing; give the time at which it happened, such as 2026-01-31T12:00:00Z.")
+    said = shapes.read(body, "The outcome", OUTCOME)
+    actor, name, value, at = said["user"], said["name"], said["value"], said["at"]
     digest = sha256_of([actor, name, value, at.isoformat()])
     return Outcome(
         id=new_id(Outcome),
@@ -79,7 +83,7 @@ def _read(project_id: str, body: Any, now: datetime) -> Outcome:
         name=name,
         value=value,
         at=at,
-        key=fields.text(body, "key", max_chars=MAX_NAME_CHARS) or f"sha256:{digest}",
+        key=said["key"] or f"sha256:{digest}",
         body_sha256=digest,
         created_at=now,
     )

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,8 @@ from plaudit import artifacts, backends
 from plaudit.domain import (
     Checkpoint,
     CheckpointKind,
+    ComparisonKind,
+    Experiment,
     Interaction,
     Json,
     Message,
@@ -39,20 +42,26 @@ from plaudit.loop import (
     experiment,
     gates,
     judges,
+    licences,
     monitor,
+    next_questions,
     registry,
     release,
     snapshot,
     suites,
     train,
 )
+from plaudit.loop.asking import Asking
 from plaudit.loop.gates import GateRules
+from plaudit.loop.snapshots.pool import Curation
 from plaudit.settings import Settings
+from plaudit.stats.selection import RANDOM, Mix
 from plaudit.store import annotation as waiting
 from plaudit.store import monitoring
 from plaudit.store.database import Store
 
 MAX_PLANNED = 5000
+ALL_RANDOM = Mix()
 NEWEST = 20_000  # interactions among which those to compare are drawn
 
 
@@ -88,6 +97,10 @@ class TurnConfig:
         default=(),
         metadata={"help": "Conditions of the gate beside its rules: {name, figure, use, at_least, at_most}."},
     )
+    snapshot: Json = field(
+        default_factory=dict,
+        metadata={"help": "Filters of the Snapshot: options of `plaudit snapshot freeze` with underscores."},
+    )
 
     def __post_init__(self) -> None:
         for name, value in (("n_prompts", self.n_prompts), ("max_tokens", self.max_tokens)):
@@ -107,9 +120,20 @@ class TurnConfig:
         for name in self.gate:
             if name not in valid:
                 raise BadInput(f"{name!r} is not a gate rule; valid are {', '.join(valid)}.")
+        curation_of(self.snapshot)
         for source in self.suites:
             suites.parse_source(source)
         gates.parse(self.conditions)
+
+
+def curation_of(given: Json) -> Curation:
+    """The filters of a turn's file. Raises BadInput."""
+    valid = [spec.name for spec in fields(Curation)]
+    for name in given:
+        if name not in valid:
+            raise BadInput(f"TurnConfig.snapshot sets {name!r}, which is no filter; valid are {', '.join(valid)}.")
+    fitting: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in given.items()}
+    return Curation(**fitting)
 
 
 @dataclass(frozen=True)
@@ -127,6 +151,7 @@ class Turn:
     owner: str = field(default_factory=train.new_owner)
     on_progress: Callable[[str, Json], None] | None = None  # (step, line of metrics)
     program: tuple[str, ...] = train.PROGRAM
+    asking: Asking = annotate.AS_IT_IS
 
     @property
     def runs(self) -> Path:
@@ -176,7 +201,15 @@ def conclude_preferences(turn: Turn, done: Outputs) -> Json:  # noqa: ARG001  th
 def freeze_snapshot(turn: Turn, done: Outputs) -> Json:  # noqa: ARG001  it reads the Preferences from the store
     """Preferences to a Snapshot."""
     folder = turn.home / "snapshots"
-    record, _ = snapshot.freeze(turn.store, turn.project_id, folder, seed=turn.config.seed, now=utc_now())
+    record, _ = snapshot.freeze(
+        turn.store,
+        turn.project_id,
+        folder,
+        seed=turn.config.seed,
+        curation=curation_of(turn.config.snapshot),
+        base_licence=licences.base_licence(turn.base),
+        now=utc_now(),
+    )
     return {"snapshot_id": record.id, "folder": record.folder, "sha256": record.sha256}
 
 
@@ -231,7 +264,9 @@ def ask_questions(turn: Turn, done: Outputs) -> Json:
         items = evaluate.sample_pairs(
             turn.upstream, model, base.model, prompts, sampling, candidate_checkpoint_id=checkpoint_id
         )
-        annotate.plan_evaluation(turn.store, turn.project_id, items, batch=batch, overlap=turn.overlap, now=utc_now())
+        annotate.plan_evaluation(
+            turn.store, turn.project_id, items, batch=batch, overlap=turn.overlap, asking=turn.asking, now=utc_now()
+        )
     safety = evaluate.safety_suite(turn.upstream, model, base.model, sampling)
     folder = turn.home / "evaluations" / batch
     return {"batch": batch, "safety": safety, "suites": ask_suites(turn, folder, model, base.model, sampling)}
@@ -426,35 +461,70 @@ def plan_traffic(
     *,
     batch: str,
     overlap: int,
+    kind: ComparisonKind = ComparisonKind.PAIRWISE,
+    criteria: Sequence[str] = (),
+    asking: Asking = annotate.AS_IT_IS,
+    mix: Mix = ALL_RANDOM,
+    scorer: next_questions.Scorer | None = None,
+    slice_by: str = "",
     now: datetime,
     progress: Callable[[int], None] | None = None,
 ) -> annotate.Plan:
     """Training Comparisons about up to `n` interactions that the live Release answered: what the user was shown against a second answer,
-    drawn now with the same decoding and a seed of its own.
+    drawn now with the same decoding and a seed of its own; or with kind rating what the user was shown alone.
 
-    Chosen at random (by a hash of id and time) among the newest that allow training and that no Comparison is about. `progress` hears
-    the number of second answers so far. Raises BadInput, NotFound (nothing is live), UpstreamError.
+    Chosen at random (by a hash of id and time) among the newest that allow training and that no Comparison is about. With another `mix`
+    second answers are drawn for OVERSAMPLE times as many, of which `next_questions.choose` takes `n`; each Comparison keeps the reason.
+    `progress` hears the number of second answers so far. Raises BadInput, NotFound (nothing is live), UpstreamError.
     """
     if not 1 <= n <= MAX_PLANNED:
         raise BadInput(f"n is {n}; plan 1 to {MAX_PLANNED} comparisons at a time.")
+    if kind is ComparisonKind.RATING and mix != ALL_RANDOM:
+        raise BadInput(
+            f"The mix is {mix}, but only questions about two answers are chosen by one; leave it out for ratings."
+        )
     live = release.live(store, project_id)
     with store.read() as tx:
         pool = waiting.not_yet_compared(tx, project_id, live.id, NEWEST)
-        chosen = sorted(pool, key=lambda id: _luck(id, now))[:n]
+        n_drawn = n if mix == ALL_RANDOM else n * next_questions.OVERSAMPLE
+        chosen = sorted(pool, key=lambda id: _luck(id, now))[:n_drawn]
         asked = tx.find(Interaction, id=chosen)
+    if kind is ComparisonKind.RATING:
+        return annotate.plan_ratings(
+            store, project_id, asked, batch=batch, overlap=overlap, criteria=criteria, asking=asking, now=now
+        )
+    criteria = annotate.check_criteria(criteria)  # before answers are drawn for them
     requests = [_again(one, live.model, int(_luck(one.id, now)[:7], 16)) for one in asked]
     answers = backends.complete_many(live.upstream, requests, progress=progress)
     second = {one.id: [evaluate.response_text(answer)] for one, answer in zip(asked, answers, strict=True)}
-    return annotate.plan_comparisons(
-        store,
-        project_id,
-        asked,
-        second,
-        model=live.model,
-        checkpoint_id=live.checkpoint_id,
-        batch=batch,
-        overlap=overlap,
-        now=now,
+    reasons = dict.fromkeys(second, RANDOM)
+    if mix != ALL_RANDOM:
+        with store.read() as tx:
+            found = next_questions.candidates(tx, asked, [second[one.id][0].text for one in asked], slice_by)
+            before = next_questions.asked_before(tx, project_id, slice_by) if mix.coverage else Counter[str]()
+        luck = [int(_luck(one.interaction_id, now)[:13], 16) / 16**13 for one in found]
+        reasons = next_questions.choose(n, mix, found, luck, before, scorer)
+    plans = [
+        annotate.plan_comparisons(
+            store,
+            project_id,
+            [one for one in asked if reasons.get(one.id) == reason],
+            second,
+            model=live.model,
+            checkpoint_id=live.checkpoint_id,
+            batch=batch,
+            overlap=overlap,
+            reason=reason,
+            criteria=criteria,
+            asking=asking,
+            now=now,
+        )
+        for reason in dict.fromkeys(reasons.values())
+    ]
+    return annotate.Plan(
+        tuple(one for plan in plans for one in plan.comparisons),
+        dict(sum((Counter(plan.skipped) for plan in plans), Counter[str]())),
+        dict(sum((Counter(plan.found) for plan in plans), Counter[str]())),
     )
 
 
@@ -472,16 +542,23 @@ def _again(asked: Interaction, model: str, seed: int) -> Json:
 
 
 def guard(store: Store, project_id: str, now: datetime) -> tuple[experiment.Look, bool] | None:
-    """Look at the running experiment and roll its candidate back where a guardrail says so; (look, rolled back), None without one."""
-    running = experiment.serving_config(store, project_id).experiment
-    if running is None:
-        return None
+    """Look at every running experiment, roll its candidate back where a guardrail says so, and end a pilot that is over. (look, rolled back)
+    of the one that was rolled back, else of everybody's, else of a segment's; None without one."""
+    config = experiment.serving_config(store, project_id)
+    running = [one.experiment for one in (config.everybody, *config.narrower) if one.experiment is not None]
+    looks = [_guard(store, project_id, one, now) for one in running]
+    return next((one for one in looks if one[1]), looks[0] if looks else None)
+
+
+def _guard(store: Store, project_id: str, running: Experiment, now: datetime) -> tuple[experiment.Look, bool]:
     found = experiment.look(store, running.id, now)
-    if found.verdict != "roll_back":
-        return found, False
-    why = "; ".join(found.reasons)
-    release.roll_back(store, project_id, release.SYSTEM, why, now, running.candidate_id, release.SYSTEM)
-    return found, True
+    if found.verdict == "roll_back":
+        why = "; ".join(found.reasons)
+        release.roll_back(store, project_id, release.SYSTEM, why, now, running.candidate_id, release.SYSTEM)
+        return found, True
+    if over := found.figures.get("pilot", {}).get("over"):
+        experiment.stop(store, project_id, running.id, release.SYSTEM, over, now, release.SYSTEM)
+    return found, False
 
 
 def promote(store: Store, project_id: str, release_id: str, by: str, now: datetime) -> Release:
@@ -499,17 +576,24 @@ def turn_of(
     project_id: str,
     on_progress: Callable[[str, Json], None] | None = None,
     number: int | None = None,
+    forbidden_models: Sequence[str] = (),
 ) -> Turn:
-    """The next turn of a home (or `number`), with what `plaudit up` left there. Raises NotFound before the base model is prepared."""
+    """The next turn of a home (or `number`), with what `plaudit up` left there; `forbidden_models` beside those of the settings and the
+    turn's file. Raises NotFound before the base model is prepared."""
+    config = read_config(settings.home)
+    forbidden = (*settings.never_learnt, *forbidden_models, *config.snapshot.get("forbidden_models", ()))
+    if forbidden:
+        config = replace(config, snapshot={**config.snapshot, "forbidden_models": sorted(set(forbidden))})
     return Turn(
         store=store,
         project_id=project_id,
         number=next_turn(store, project_id) if number is None else number,
-        config=read_config(settings.home),
+        config=config,
         home=settings.home,
         base=base_folder(settings.home),
         upstream=release.live(store, project_id).upstream,
         overlap=settings.overlap,
+        asking=Asking(settings.treatments, tuple(forbidden)),
         on_progress=on_progress,
     )
 

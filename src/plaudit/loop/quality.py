@@ -11,12 +11,15 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from plaudit.domain import (
     COMPARISON_TRANSITIONS,
     Annotation,
     Comparison,
+    ComparisonKind,
     ComparisonState,
+    Json,
     Lease,
     LeaseState,
     Person,
@@ -31,6 +34,7 @@ from plaudit.domain import (
     new_id,
 )
 from plaudit.errors import BadInput, Conflict, Forbidden, NotFound
+from plaudit.loop import body as fields
 from plaudit.loop import govern
 from plaudit.store import annotation as queue
 from plaudit.store.database import Store, Transaction
@@ -137,6 +141,95 @@ def qualify(
         return tx.change(Standing, found.id, qualifications=kept)
 
 
+def assign(
+    store: Store,
+    project_id: str,
+    person_id: str,
+    *,
+    batch: str | None = None,
+    domain: str | None = None,
+    end: bool = False,
+    by: str,
+    now: datetime,
+) -> Standing:
+    """Lend this Person the questions of a batch, or of a domain, before all others; `end` takes that back. Twice changes nothing.
+
+    Others may still be lent them: what only some may answer is a domain that needs a qualification. Raises NotFound (the Person, the batch),
+    BadInput (not one of batch and domain, or not qualified for the domain).
+    """
+    if (batch is None) == (domain is None):
+        raise BadInput(f"batch is {batch!r} and domain is {domain!r}; give one of them.")
+    with store.write() as tx:
+        person = _person(tx, project_id, person_id)
+        found = _standing(tx, project_id, person_id, now)
+        if batch is not None and not end and tx.first(Comparison, project_id=project_id, batch=batch) is None:
+            raise NotFound(f"There is no batch {batch!r} in this project.")
+        if domain is not None and not end and domain not in domains_of(found, now):
+            raise BadInput(f"{person.name} is not qualified for {domain!r}; qualify them for it first.")
+        name, value, held = (
+            ("batches", batch, found.batches) if batch is not None else ("domains", domain, found.domains)
+        )
+        after = tuple(one for one in held if one != value) + (() if end else (str(value),))
+        if set(after) == set(held):
+            return found
+        govern.audit(
+            tx, project_id, by, "lead", "annotator.assign", person_id, {name: list(held)}, {name: list(after)}, now
+        )
+        changes: dict[str, Any] = {name: after}
+        return tx.change(Standing, found.id, **changes)
+
+
+ACT_FIELDS = ("person", "act", "reason", "batch", "domain", "until")
+ACTS = ("pause", "resume", "qualify", "assign", "unassign")
+
+
+def act(store: Store, project_id: str, by: str, body: Any, now: datetime) -> Json:
+    """What a lead does with an annotator, as a body: {person: a name or an id, act, reason | batch | domain and until}; their row of
+    `annotators` follows. Raises BadInput, NotFound, Conflict (not paused)."""
+    body = fields.checked(body, "The act", ACT_FIELDS)
+    name, wanted = fields.needed(body, "person", max_chars=200), fields.needed(body, "act", max_chars=20)
+    batch, domain = fields.text(body, "batch", max_chars=200), fields.text(body, "domain", max_chars=200)
+    with store.read() as tx:
+        person = tx.first(Person, project_id=project_id, name=name) or _person(tx, project_id, name)
+    match wanted:
+        case "pause":
+            reason = fields.needed(body, "reason", max_chars=MAX_REASON_CHARS)
+            pause(store, project_id, person.id, reason, by, now)
+        case "resume":
+            resume(store, project_id, person.id, by, now)
+        case "qualify":
+            qualify(store, project_id, person.id, domain or "", fields.moment(body, "until"), by, now)
+        case "assign" | "unassign":
+            end = wanted == "unassign"
+            assign(store, project_id, person.id, batch=batch, domain=domain, end=end, by=by, now=now)
+        case _:
+            raise BadInput(f"act is {fields.shown(wanted)}; give one of: {', '.join(ACTS)}.")
+    return next(row for row in annotators(store, project_id, now) if row["id"] == person.id)
+
+
+def annotators(store: Store, project_id: str, now: datetime) -> list[Json]:
+    """Everybody who was ever paused, qualified or assigned: id, name, paused (the reason, or None), qualified ({domain, until, ended}),
+    batches, domains; by name."""
+    with store.read() as tx:
+        found = tx.find(Standing, project_id=project_id)
+        names = queue.names(tx, [one.person_id for one in found])
+    rows = [
+        {
+            "id": one.person_id,
+            "name": names.get(one.person_id, one.person_id),
+            "paused": one.pause_reason if one.paused_at is not None else None,
+            "qualified": [
+                {"domain": domain, "until": until, "ended": datetime.fromisoformat(until) <= now}
+                for domain, until in sorted(one.qualifications.items())
+            ],
+            "batches": list(one.batches),
+            "domains": list(one.domains),
+        }
+        for one in found
+    ]
+    return sorted(rows, key=lambda row: str(row["name"]))
+
+
 def _standing(tx: Transaction, project_id: str, person_id: str, now: datetime) -> Standing:
     found = standing(tx, project_id, person_id)
     if found is None:
@@ -170,6 +263,8 @@ def make_gold(store: Store, project_id: str, comparison_id: str, choice: str, by
             raise BadInput(
                 f"Comparison {comparison_id} is {erased}{source.purpose}; gold is made of training ones that are there."
             )
+        if source.kind is not ComparisonKind.PAIRWISE:
+            raise BadInput(f"Comparison {comparison_id} is a {source.kind}; gold is made of pairwise ones.")
         if choice not in source.response_ids:
             raise BadInput(f"choice is {choice!r}; give one of: {', '.join(source.response_ids)}.")
         for known in tx.find(Comparison, project_id=project_id, purpose=Purpose.GOLD):
@@ -252,8 +347,6 @@ def judge(tx: Transaction, project_id: str, annotator_id: str, now: datetime) ->
 
     A skip of gold is a miss, else skipping would be the way around it; a flag does not count.
     """
-    from plaudit.stats.intervals import wilson  # numpy loads with the first answer to gold, not when the service starts
-
     found = standing(tx, project_id, annotator_id)
     since = found.gold_since if found is not None else None
     given = [
@@ -261,20 +354,22 @@ def judge(tx: Transaction, project_id: str, annotator_id: str, now: datetime) ->
         for one in queue.gold_of(tx, project_id, annotator_id)
         if one.answered_at is not None and not one.flagged and (since is None or one.answered_at >= since)
     ]
-    given = sorted(given, key=lambda one: str(one.answered_at))[-RECENT:]
-    n_right = sum(one.right for one in given)
-    if len(given) == ONBOARDING and n_right < ONBOARDING_PASS * ONBOARDING:
-        why = f"{n_right} of the first {ONBOARDING} questions with a known answer were right, {ONBOARDING_PASS:.0%} are needed."
+    why = gold_fault([one.right for one in sorted(given, key=lambda one: str(one.answered_at))])
+    if why is not None:
         _pause(tx, project_id, annotator_id, why, "gold", now)
-    elif len(given) >= FLOOR_FROM and wilson(n_right, len(given)).low < FLOOR:
-        _pause(
-            tx,
-            project_id,
-            annotator_id,
-            f"{n_right} of the last {len(given)} questions with a known answer were right.",
-            "gold",
-            now,
-        )
+
+
+def gold_fault(right: Sequence[bool]) -> str | None:
+    """Why somebody who has answered gold like this, oldest first, is paused; None where they are not."""
+    from plaudit.stats.intervals import wilson  # numpy loads with the first answer to gold, not when the service starts
+
+    newest = right[-RECENT:]
+    n, n_right = len(newest), sum(newest)
+    if n == ONBOARDING and n_right < ONBOARDING_PASS * ONBOARDING:
+        return f"{n_right} of the first {ONBOARDING} questions with a known answer were right, {ONBOARDING_PASS:.0%} are needed."
+    if n >= FLOOR_FROM and wilson(n_right, n).low < FLOOR:
+        return f"{n_right} of the last {n} questions with a known answer were right."
+    return None
 
 
 # --- closing --------------------------------------------------------------------------------------------------------------
@@ -301,7 +396,7 @@ def settle(tx: Transaction, comparison: Comparison, rules: Rules, now: datetime)
         return
     check_transition(COMPARISON_TRANSITIONS, comparison.state, ComparisonState.CLOSED, f"Comparison {comparison.id}")
     tx.change(Comparison, comparison.id, {"state": comparison.state}, state=ComparisonState.CLOSED)
-    if comparison.purpose is not Purpose.TRAINING:
+    if comparison.purpose is not Purpose.TRAINING or comparison.kind is not ComparisonKind.PAIRWISE:
         return
     if thin and rules.extra_votes:
         ask_expert(tx, comparison, ReviewKind.DISPUTE, probability, now)

@@ -108,7 +108,9 @@ def versions(store: Store, project_id: str) -> list[Version]:
 def aliases(store: Store, project_id: str) -> dict[str, Release | None]:
     """What each alias names now; the champion may be the base model, which has no version."""
     with store.read() as tx:
-        return {alias: tx.first(Release, project_id=project_id, state=state) for alias, state in ALIASES.items()}
+        return {
+            alias: tx.first(Release, project_id=project_id, state=state, segment="") for alias, state in ALIASES.items()
+        }
 
 
 def version(store: Store, project_id: str, name: str) -> Version:
@@ -127,9 +129,9 @@ def version(store: Store, project_id: str, name: str) -> Version:
 # --- lineage -----------------------------------------------------------------------------------------------------------
 
 
-def lineage(store: Store, project_id: str, name: str, rows: bool = False) -> list[Node]:
+def lineage(store: Store, project_id: str, name: str, rows: bool = False, read: bool = True) -> list[Node]:
     """What a version rests on, itself first: releases, approvals, evaluations, runs, Snapshots, and of each Snapshot its Preferences and their
-    Annotations, as counts or (`rows`) one by one. Raises NotFound."""
+    Annotations, as counts or (`rows`) one by one; without `read` no Snapshot's folder is opened, as a page wants it. Raises NotFound."""
     top = version(store, project_id, name)
     with store.read() as tx:
         checkpoints = tx.find(Checkpoint, project_id=project_id)
@@ -166,7 +168,8 @@ def lineage(store: Store, project_id: str, name: str, rows: bool = False) -> lis
         for record in frozen:
             if record.id not in seen:
                 seen.add(record.id)
-                nodes += _snapshot(store, record, rows)
+                told: Json = {"sha256": record.sha256, "lineage": record.lineage}
+                nodes += _snapshot(store, record, rows) if read else [Node(record.id, "snapshot", told, ())]
         waiting += parents
     return nodes
 
@@ -175,7 +178,12 @@ def _names(run: Run | None, made: Checkpoint, other: Checkpoint | SnapshotRecord
     """Whether `made` is the child of `other`, or its run was given it: by id, folder or sha256."""
     if other.id == made.parent_id:
         return True
-    said = json.dumps([run.inputs, run.config]) if run else ""
+    return run is not None and given(run, other)
+
+
+def given(run: Run, other: Checkpoint | SnapshotRecord) -> bool:
+    """Whether a Run was given it: by id, folder or sha256."""
+    said = json.dumps([run.inputs, run.config])
     return any(json.dumps(name) in said for name in (other.id, other.folder, other.sha256))
 
 

@@ -1,7 +1,8 @@
 """The ledger of Releases: candidate -> canary -> live, and the way back.
 
 Every move goes through the transition table, needs its gate and approvals, and writes its audit entry in the same transaction. A project has
-exactly one live Release from its first on, and at most one canary. What stands in a move's way comes back as `Refused.reasons`.
+exactly one live Release from its first on, and at most one canary; a segment of its users may have one of each of its own. What stands in a
+move's way comes back as `Refused.reasons`.
 
     candidate --gate + approval "canary"--> canary --look says promote + approval "live" by another person--> live
                                             canary --roll_back--> rolled_back          live --roll_back--> rolled_back, the one before is live again
@@ -34,7 +35,8 @@ from plaudit.domain import (
     new_id,
 )
 from plaudit.errors import BadInput, Conflict, Corrupt, NotFound, Refused
-from plaudit.loop import gates, govern
+from plaudit.loop import gates, govern, licences
+from plaudit.stats import assignment
 from plaudit.store.audit import lock_head
 from plaudit.store.database import Store, Transaction
 
@@ -44,7 +46,7 @@ LOOK_MAX_AGE = timedelta(minutes=10)  # a promotion rests on figures of now
 
 
 def live(store: Store, project_id: str) -> Release:
-    """The one live Release. Raises NotFound before `register_base`."""
+    """The one live Release for everybody. Raises NotFound before `register_base`."""
     with store.read() as tx:
         return _live(tx, project_id)
 
@@ -60,7 +62,7 @@ def register_base(store: Store, project_id: str, model: str, upstream: str, now:
                 moved = {"upstream": known.upstream}, {"upstream": upstream}
                 govern.audit(tx, project_id, SYSTEM, SYSTEM, "release.move_upstream", known.id, *moved, now)
             return tx.get(Release, known.id)
-        if tx.count(Release, project_id=project_id, state=ReleaseState.LIVE):
+        if tx.count(Release, project_id=project_id, state=ReleaseState.LIVE, segment=""):
             raise Conflict(
                 f"Project {project_id} already has a live release; the base model {model!r} cannot become its first."
             )
@@ -89,11 +91,14 @@ def create_candidate(
     now: datetime,
     by: str = SYSTEM,
     role: str = SYSTEM,
+    segment: str = "",
 ) -> Release:
-    """Offer a policy Checkpoint as `model` at `upstream`; nobody is served by it yet. Idempotent by checkpoint while it is a candidate."""
+    """Offer a policy Checkpoint as `model` at `upstream` to everybody or to a segment; nobody is served by it yet. Idempotent by checkpoint
+    and segment while it is a candidate. Raises BadInput for a malformed segment."""
     verified_checkpoint(store, checkpoint_id, CheckpointKind.POLICY)
+    segment = assignment.segment(segment)
     with _ledger(store, project_id) as tx:
-        for known in tx.find(Release, project_id=project_id, checkpoint_id=checkpoint_id):
+        for known in tx.find(Release, project_id=project_id, checkpoint_id=checkpoint_id, segment=segment):
             if known.state not in (ReleaseState.RETIRED, ReleaseState.ROLLED_BACK):
                 return known
         release = Release(
@@ -104,10 +109,40 @@ def create_candidate(
             upstream=upstream,
             created_at=now,
             state_at=now,
+            segment=segment,
         )
         tx.add(release)
         govern.audit(tx, project_id, by, role, "release.create", release.id, {}, _facts(release), now)
         return release
+
+
+def scope(
+    store: Store, project_id: str, release_id: str, segment: str, by: str, now: datetime, role: str = "operator"
+) -> Release:
+    """Whom a candidate is for: users of a segment, or everybody (empty). Raises Conflict where somebody has approved it or it is past that."""
+    segment = assignment.segment(segment)
+    with _ledger(store, project_id) as tx:
+        release = _get(tx, project_id, release_id)
+        if release.state != ReleaseState.CANDIDATE:
+            raise Conflict(f"Release {release_id} is {release.state}; only a candidate is given another segment.")
+        if tx.count(Approval, project_id=project_id, release_id=release_id):
+            raise Conflict(f"Release {release_id} was decided on as it is; make another candidate for the segment.")
+        before, after = {"segment": release.segment}, {"segment": segment}
+        govern.audit(tx, project_id, by, role, "release.scope", release_id, before, after, now)
+        return tx.change(Release, release_id, {"state": release.state}, segment=segment)
+
+
+def to_shadow(
+    store: Store, project_id: str, release_id: str, by: str, now: datetime, role: str = "operator"
+) -> Release:
+    """candidate -> shadow: it gets copies of live requests and answers nobody. Raises Conflict (another is there), Corrupt, NotFound."""
+    _verify_release(store, project_id, release_id)
+    with _ledger(store, project_id) as tx:
+        release = _get(tx, project_id, release_id)
+        other = tx.first(Release, project_id=project_id, state=ReleaseState.SHADOW)
+        if other is not None and other.id != release_id:
+            raise Conflict(f"{other.id} is in shadow already; only one is at a time.")
+        return _move(tx, release, ReleaseState.SHADOW, by, role, "release.to_shadow", "", now)
 
 
 def to_canary(
@@ -123,14 +158,19 @@ def to_canary(
 
 
 def promote(store: Store, project_id: str, release_id: str, by: str, now: datetime, role: str = "operator") -> Release:
-    """canary -> live; the live one retires, the experiment ends as promoted. Raises Refused (reasons), Conflict, Corrupt, NotFound."""
+    """canary -> live; the live one of the same users retires, the experiment ends as promoted, and those of segments that were measured
+    against what retires end unjudged. Raises Refused (reasons), Conflict, Corrupt, NotFound."""
     _verify_release(store, project_id, release_id)
     with _ledger(store, project_id) as tx:
         release = _get(tx, project_id, release_id)
         check_transition(RELEASE_TRANSITIONS, release.state, ReleaseState.LIVE, f"Release {release_id}")
         _refuse_where(release, "live", reasons_against(tx, release, ReleaseState.LIVE, now))
         _end_experiments(tx, project_id, release_id, ExperimentState.PROMOTED, by, role, "promoted", now)
-        _move(tx, _live(tx, project_id), ReleaseState.RETIRED, by, role, "release.retire", f"{release_id} follows", now)
+        before = tx.first(Release, project_id=project_id, state=ReleaseState.LIVE, segment=release.segment)
+        if before is not None:
+            stopped = f"{release_id} follows what it was measured against"
+            _end_experiments(tx, project_id, before.id, ExperimentState.STOPPED, by, role, stopped, now)
+            _move(tx, before, ReleaseState.RETIRED, by, role, "release.retire", f"{release_id} follows", now)
         return _move(tx, release, ReleaseState.LIVE, by, role, "release.promote", "", now)
 
 
@@ -156,22 +196,29 @@ def roll_back(
     release_id: str | None = None,
     role: str = "operator",
 ) -> Release:
-    """Take a Release away from users: the canary where there is one, else the live one, else `release_id`. Returns what is live then.
+    """Take a Release away from users: the newest canary where there is one, else everybody's live one, else `release_id`. Returns what its
+    users are served by then.
 
-    A canary's experiment ends with it. Under a live one the newest retired one that once was live returns; a canary that was measured
-    against it retires unjudged. Needs no approval: it protects. Raises Conflict where there is no way back.
+    A canary's experiment ends with it. Under a live one the newest retired one of the same users that once was live returns (a segment that
+    has none is served like everybody); canaries that were measured against it retire unjudged. Needs no approval: it protects. Raises
+    Conflict where there is no way back.
     """
     with _ledger(store, project_id) as tx:
         canary = tx.first(Release, project_id=project_id, state=ReleaseState.CANARY)
         target = _get(tx, project_id, release_id) if release_id else canary or _live(tx, project_id)
         if target.state == ReleaseState.LIVE:
-            earlier = _way_back(tx, project_id)
-            if earlier is None:
+            earlier = _way_back(tx, project_id, target.segment)
+            if earlier is None and not target.segment:
                 raise Conflict(f"Release {target.id} is the first that was live; there is none to roll back to.")
+            unjudged = tx.find(Release, project_id=project_id, state=ReleaseState.CANARY)
+            against = {one.candidate_id for one in _measured_against(tx, project_id, target.id)}
             _end_experiments(tx, project_id, target.id, ExperimentState.STOPPED, by, role, reason, now)
-            if canary is not None:
-                _move(tx, canary, ReleaseState.RETIRED, by, role, "release.retire", f"{target.id} rolled back", now)
+            for one in unjudged:
+                if one.segment == target.segment or one.id in against:
+                    _move(tx, one, ReleaseState.RETIRED, by, role, "release.retire", f"{target.id} rolled back", now)
             _move(tx, target, ReleaseState.ROLLED_BACK, by, role, "release.roll_back", reason, now)
+            if earlier is None:
+                return _live(tx, project_id)
             return _move(tx, earlier, ReleaseState.LIVE, by, role, "release.return", f"{target.id} rolled back", now)
         if target.state not in (ReleaseState.CANARY, ReleaseState.SHADOW):
             raise Conflict(
@@ -179,7 +226,8 @@ def roll_back(
             )
         _end_experiments(tx, project_id, target.id, ExperimentState.ROLLED_BACK, by, role, reason, now)
         _move(tx, target, ReleaseState.ROLLED_BACK, by, role, "release.roll_back", reason, now)
-        return _live(tx, project_id)
+        own = tx.first(Release, project_id=project_id, state=ReleaseState.LIVE, segment=target.segment)
+        return own or _live(tx, project_id)
 
 
 def reasons_against(tx: Transaction, release: Release, stage: ReleaseState, now: datetime) -> list[str]:
@@ -194,10 +242,11 @@ def reasons_against(tx: Transaction, release: Release, stage: ReleaseState, now:
     elif evaluation.gate != GateVerdict.PASS and override is None:
         because = "; ".join(evaluation.reasons)
         reasons.append(f"the gate of evaluation {evaluation.id} says {evaluation.gate}: {because}")
-    if release.checkpoint_id is not None and _licence_unknown(tx.get(Checkpoint, release.checkpoint_id)):
-        reasons.append(
-            "nobody has said the licence of its base model: write it into the base folder's prepared.json and train anew"
-        )
+    answered = licences.overridden(tx, release)
+    if release.checkpoint_id is not None:
+        excused = answered.after["reasons"] if answered is not None else ()
+        found = licences.reasons_against(tx, tx.get(Checkpoint, release.checkpoint_id))
+        reasons += [reason for reason in found if reason not in excused]
     approvals = tx.find(Approval, project_id=release.project_id, release_id=release.id)
     latest = {approval.stage: approval for approval in approvals}  # the last word of a stage counts
     wanted = ("canary",) if stage == ReleaseState.CANARY else ("canary", "live")
@@ -210,20 +259,17 @@ def reasons_against(tx: Transaction, release: Release, stage: ReleaseState, now:
     people = [latest[name].person for name in wanted if name in latest]
     if override is not None and override.actor in people:
         reasons.append(f"{override.actor} overrode its gate; the approvals need other people")
+    if answered is not None and answered.actor in people:
+        reasons.append(f"{answered.actor} answered for its licences; the approvals need other people")
     if len(people) != len(set(people)):
         reasons.append(f"{people[0]} approved both stages; the second approval needs another person")
     if stage == ReleaseState.CANARY:
-        other = tx.first(Release, project_id=release.project_id, state=ReleaseState.CANARY)
+        other = tx.first(Release, project_id=release.project_id, state=ReleaseState.CANARY, segment=release.segment)
         if other is not None:
             reasons.append(f"{other.id} is a canary already; only one runs at a time")
     else:
         reasons += _experiment_reasons(tx, release, now)
     return reasons
-
-
-def _licence_unknown(checkpoint: Checkpoint) -> bool:
-    folder = Path(checkpoint.folder)
-    return (folder / artifacts.MANIFEST).is_file() and artifacts.read_manifest(folder).body.get("license") == "unknown"
 
 
 def verified_checkpoint(store: Store, checkpoint_id: str, kind: CheckpointKind | None = None) -> Checkpoint:
@@ -280,8 +326,9 @@ def _examined(store: Store, project_id: str) -> Iterator[tuple[Release, Checkpoi
             project_id=project_id,
             state=(ReleaseState.CANDIDATE, ReleaseState.SHADOW, ReleaseState.CANARY, ReleaseState.LIVE),
         )
-        earlier = _way_back(tx, project_id)
-    for release in [*releases, *([earlier] if earlier else [])]:
+        segments = {one.segment for one in tx.find(Release, project_id=project_id)}
+        earlier = [_way_back(tx, project_id, segment) for segment in sorted(segments)]
+    for release in [*releases, *(one for one in earlier if one)]:
         if release.checkpoint_id is None:
             continue
         try:
@@ -306,14 +353,14 @@ def _get(tx: Transaction, project_id: str, release_id: str) -> Release:
 
 
 def _live(tx: Transaction, project_id: str) -> Release:
-    found = tx.first(Release, project_id=project_id, state=ReleaseState.LIVE)
+    found = tx.first(Release, project_id=project_id, state=ReleaseState.LIVE, segment="")
     if found is None:
         raise NotFound(f"Project {project_id} has no live release yet; start it once with `plaudit up`.")
     return found
 
 
-def _way_back(tx: Transaction, project_id: str) -> Release | None:
-    retired = tx.find(Release, project_id=project_id, state=ReleaseState.RETIRED)
+def _way_back(tx: Transaction, project_id: str, segment: str) -> Release | None:
+    retired = tx.find(Release, project_id=project_id, state=ReleaseState.RETIRED, segment=segment)
     return max((r for r in retired if r.live_at), key=lambda r: (r.live_at or r.created_at, r.id), default=None)
 
 
@@ -335,6 +382,8 @@ def _experiment_reasons(tx: Transaction, release: Release, now: datetime) -> lis
     )
     if experiment is None:
         return ["no experiment with users is running for it"]
+    if experiment.pilot:
+        return [f"experiment {experiment.id} is a pilot among chosen users; stop it and start one for all of them"]
     verdict = experiment.figures.get("verdict")
     if verdict != "promote":
         said = "; ".join(experiment.figures.get("reasons", ())) or "nobody has looked yet"
@@ -345,6 +394,10 @@ def _experiment_reasons(tx: Transaction, release: Release, now: datetime) -> lis
             f"the last look at experiment {experiment.id} is {age.total_seconds() / 60:.0f} minutes old; look again"
         ]
     return []
+
+
+def _measured_against(tx: Transaction, project_id: str, control_id: str) -> list[Experiment]:
+    return tx.find(Experiment, project_id=project_id, state=ExperimentState.RUNNING, control_id=control_id)
 
 
 def _end_experiments(
@@ -394,4 +447,5 @@ def _facts(release: Release) -> Json:
         "checkpoint_id": release.checkpoint_id,
         "model": release.model,
         "upstream": release.upstream,
+        **({"segment": release.segment} if release.segment else {}),
     }

@@ -14,6 +14,7 @@ from datetime import datetime
 from plaudit.domain import (
     Annotation,
     Comparison,
+    ComparisonKind,
     ComparisonState,
     Guideline,
     Purpose,
@@ -73,6 +74,8 @@ def ask(store: Store, project_id: str, comparison_id: str, by: str, now: datetim
             raise BadInput(
                 f"Comparison {comparison_id} is {comparison.state} {comparison.purpose}; experts see closed training ones."
             )
+        if comparison.kind is not ComparisonKind.PAIRWISE:
+            raise BadInput(f"Comparison {comparison_id} is a {comparison.kind}; experts look at pairwise ones.")
         govern.audit(tx, project_id, by, "lead", "review.ask", comparison_id, {}, {}, now)
         return quality.ask_expert(tx, comparison, ReviewKind.DISPUTE, quality.posterior(tx, comparison), now)
 
@@ -138,8 +141,8 @@ def decide(
 ) -> Review:
     """An expert's word, once. Raises NotFound, Forbidden, BadInput, Conflict (decided already)."""
     case = look(store, project_id, expert_id, review_id)
-    if verdict is Verdict.SKIP:
-        raise BadInput("verdict is skip; leave the review to another expert instead.")
+    if verdict in (Verdict.SKIP, Verdict.RATE):
+        raise BadInput(f"verdict is {verdict}; decide between the two, or leave the review to another expert.")
     if (choice is None) == (verdict is Verdict.PREFER) or choice not in (None, *case.comparison.response_ids):
         raise BadInput(f"choice is {choice!r} with verdict {verdict}; name one of the two responses with prefer only.")
     if not 1 <= confidence <= 3:

@@ -13,21 +13,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from plaudit.artifacts import THUMBS, Snapshot, VoteRow, sha256_of, write_snapshot
+from plaudit.artifacts import THUMBS, ProvenanceRow, Snapshot, VoteRow, sha256_of, write_snapshot
 from plaudit.domain import (
     Feedback,
     FeedbackKind,
     Guideline,
     Interaction,
+    LicenceOf,
     Message,
     Preference,
     PreferenceSource,
+    Project,
     Purpose,
     Response,
     ResponseOrigin,
@@ -37,32 +40,38 @@ from plaudit.domain import (
     new_id,
 )
 from plaudit.errors import BadInput, Refused
-from plaudit.loop import suites
+from plaudit.loop import licences, suites
 from plaudit.loop.prompts import question_sha256
 from plaudit.loop.snapshots import card
 from plaudit.loop.snapshots.personal_data import Finder
 from plaudit.loop.snapshots.pool import Candidate, Curation, HeldOut, Pool, Tally
 from plaudit.loop.snapshots.splits import EVALUATION, SPLITS
+from plaudit.store import annotated
 from plaudit.store import snapshot as sources
 from plaudit.store.database import Store, Transaction
 from plaudit.store.feedback import current, shown_responses
 
 # One vote of somebody unknown under Dirichlet(4, 1), the prior of stats.aggregate: right with probability 4/5.
 ONE_VOTE = 0.8
+RATING = "rating"  # the source of a thumb that annotators' ratings make
 CUT_OFF = "length"  # the finish reason of an answer that met its token limit
+IMPORTED = "import"  # attribute of an Interaction that came with an import, which it names
 UNCHOSEN = frozenset({"random", "import"})  # reasons to ask that are no active selection
 PREFERENCES, DEMONSTRATIONS, PROMPTS = "preferences", "demonstrations", "prompts"
 
 
 @dataclass(frozen=True)
 class _Conclusion:
-    """One feedback's Preferences, and for an edit the approved text."""
+    """The Preferences from one feedback or from what an annotator wrote (`id` is that one's), and for an edit the approved text."""
 
-    feedback: Feedback
+    id: str
+    actor: str | None
     interaction: Interaction
     preferences: tuple[Preference, ...]
     edited: Response | None
     models: tuple[str, ...] = ()  # whose answers people edited or chose from
+    annotators: tuple[str, ...] = ()
+    batch: str | None = None
 
 
 def freeze(
@@ -75,12 +84,14 @@ def freeze(
     curation: Curation | None = None,
     canaries: Sequence[Sequence[Message]] = (),
     finders: Mapping[str, Finder] | None = None,
+    base_licence: str = licences.UNKNOWN,
     now: datetime,
 ) -> tuple[SnapshotRecord, Snapshot]:
     """Freeze all Preferences, Demonstrations and prompts that may be trained on into `parent/<hash>`, and register the folder.
 
     fractions: shares of prompt families in train, valid, test. curation: what else is filtered. canaries: prompts that nothing may be trained
     on, beside those of evaluations and of the suites in the package. finders: detectors of personal data of one's own, by kind.
+    base_licence: of the base model, where a Release of it answered users.
     The same rows and options give the same Snapshot and record again.
     Raises BadInput (fractions), Refused (nothing may enter; reasons say what the filters removed).
     """
@@ -91,7 +102,9 @@ def freeze(
         with store.write() as tx:
             conclusions = _conclude_feedback(tx, project_id, pool.tally)
         with store.read() as tx:
-            facts = _gather(tx, project_id, pool, conclusions, [*canaries, *_suite_prompts()], seed, fractions)
+            rights = licences.rights(tx, project_id, base_licence)
+            held = [*canaries, *_suite_prompts()]
+            facts = _gather(tx, project_id, pool, conclusions, held, rights, seed, fractions)
             filters = {name: n for name, n in sorted(pool.tally.removed.items()) if n}
             if next(pool.kept(), None) is None:
                 reasons = [f"{name}: {n} removed" for name, n in filters.items()]
@@ -108,7 +121,8 @@ def freeze(
                 **({"finders": sorted(finders)} if finders else {}),
             }
             counts = _by_split(pool)
-            lineage = {**facts, "conclusions": _methods(pool), "code_version": version("plaudit")}
+            lineage = {**facts, "conclusions": _methods(pool), "rights": _rights(pool, rights)}
+            lineage["code_version"] = version("plaudit")
             body = {
                 "by_split": counts,
                 "filters": filters,
@@ -125,6 +139,7 @@ def freeze(
                 body=body,
                 votes=_single_votes(tx, project_id, pool),
                 thumbs=pool.rows(THUMBS),
+                provenance=_provenance(pool, rights),
                 pages=card.pages(body, config, card.figures(pool.kept())),
             )
     return _register(store, project_id, snapshot, {**counts, "filters": filters}, lineage, now), snapshot
@@ -148,14 +163,19 @@ def _gather(
     pool: Pool,
     conclusions: Sequence[_Conclusion],
     canaries: Sequence[Sequence[Message]],
+    rights: licences.Rights,
     seed: int,
     fractions: Sequence[float],
 ) -> dict[str, Any]:
     """Fill the pool and decide; what the manifest's lineage says of the sources."""
-    pool.take(PREFERENCES, _preferences(tx, project_id, conclusions, pool))
-    pool.take(DEMONSTRATIONS, _demonstrations(conclusions, pool))
-    pool.take(PROMPTS, _prompts(tx, project_id, pool.curation.stratify_by))
-    pool.take(THUMBS, _thumbs(tx, project_id, pool))
+    tables = {
+        PREFERENCES: _preferences(tx, project_id, conclusions, pool),
+        DEMONSTRATIONS: _demonstrations(conclusions, pool),
+        PROMPTS: _prompts(tx, project_id, pool.curation.stratify_by),
+        THUMBS: chain(_thumbs(tx, project_id, pool), _ratings(tx, project_id, pool)),
+    }
+    for table, rows in tables.items():
+        pool.take(table, _as_allowed(rows, rights))
     held_out = sources.held_out(tx, project_id)
     pool.decide(HeldOut(held_out.families, (*held_out.messages, *canaries)), seed, fractions)
     uses = sources.interactions_by_use(tx, project_id)
@@ -167,6 +187,57 @@ def _gather(
         "interactions": {str(use): n for use, n in sorted(uses.items())},
         "n_held_out_families": len(held_out.families),
     }
+
+
+def _as_allowed(
+    rows: Iterator[tuple[Candidate, dict[str, Any]]], rights: licences.Rights
+) -> Iterator[tuple[Candidate, dict[str, Any]]]:
+    """The rows, with a mark where declared terms forbid training on them."""
+    for one, row in rows:
+        one.forbidden = rights.terms(one.imported, _wrote(one)) is TrainingUse.DENIED
+        yield one, row
+
+
+def _wrote(one: Candidate) -> tuple[str, ...]:
+    """The models behind a row, each once."""
+    return tuple(dict.fromkeys(name for name in one.models if name not in licences.NO_MODEL))
+
+
+def _provenance(pool: Pool, rights: licences.Rights) -> Iterator[ProvenanceRow]:
+    for one in pool.kept():
+        models = _wrote(one)
+        yield ProvenanceRow(
+            row_id=one.id,
+            consent=str(TrainingUse.ALLOWED),
+            imported=one.imported,
+            licence=rights.of_import(one.imported),
+            models=", ".join(models),
+            model_licences=", ".join(map(rights.of_model, models)),
+            terms=str(rights.terms(one.imported, models)),
+        )
+
+
+def _rights(pool: Pool, rights: licences.Rights) -> dict[str, Any]:
+    """How many rows there are of each licence and under which terms; `declared`: what only a person can know the licence of."""
+    data, models, terms = Counter[str](), Counter[str](), Counter[str]()
+    imports, foreign = set[str](), set[str]()
+    for one in pool.kept():
+        wrote = _wrote(one)
+        data[rights.of_import(one.imported)] += 1
+        models.update({rights.of_model(name) for name in wrote})
+        terms[str(rights.terms(one.imported, wrote))] += 1
+        imports.update([one.imported] if one.imported else [])
+        foreign.update(name for name in wrote if name not in rights.own)
+    return {
+        "data": dict(sorted(data.items())),
+        "models": dict(sorted(models.items())),
+        "terms": dict(sorted(terms.items())),
+        "declared": {str(LicenceOf.IMPORT): sorted(imports), str(LicenceOf.MODEL): sorted(foreign)},
+    }
+
+
+def _imported(attributes: Mapping[str, Any]) -> str:
+    return str(attributes.get(IMPORTED, ""))
 
 
 def _suite_prompts() -> list[tuple[Message, ...]]:
@@ -230,6 +301,7 @@ def _preferences(
                 method=f"{preference.source}/{preference.method}",
                 batch=one.batch,
                 models=one.models,
+                imported=_imported(one.attributes),
                 active=one.reason is not None and one.reason not in UNCHOSEN,
                 slice=_slice(one.attributes, pool.curation.stratify_by),
                 probability=preference.probability,
@@ -258,7 +330,7 @@ def _demonstrations(conclusions: Sequence[_Conclusion], pool: Pool) -> Iterator[
     for one in conclusions:
         if one.edited is None:
             continue
-        id, asked = "dem_" + one.feedback.id.partition("_")[2], one.interaction
+        id, asked = "dem_" + one.id.partition("_")[2], one.interaction
         if not one.edited.text.strip():
             pool.tally.remove(DEMONSTRATIONS, "empty text", id)
             continue
@@ -268,8 +340,11 @@ def _demonstrations(conclusions: Sequence[_Conclusion], pool: Pool) -> Iterator[
                 family=asked.family,
                 question=question_sha256(asked.messages),
                 conversation=asked.conversation_id,
-                actor=one.feedback.actor,
+                actor=one.actor,
+                annotators=one.annotators,
+                batch=one.batch,
                 models=one.models,
+                imported=_imported(asked.attributes),
                 source=str(PreferenceSource.EDIT),
                 slice=_slice(asked.attributes, pool.curation.stratify_by),
                 weight=1.0,
@@ -294,6 +369,7 @@ def _prompts(tx: Transaction, project_id: str, stratify_by: str) -> Iterator[tup
                 question=question_sha256(one.messages),
                 conversation=one.conversation_id,
                 actor=one.actor,
+                imported=_imported(one.attributes),
                 slice=_slice(one.attributes, stratify_by),
             ),
             {"prompt_id": id, "family": one.family, "messages": one.messages},
@@ -316,6 +392,7 @@ def _thumbs(tx: Transaction, project_id: str, pool: Pool) -> Iterator[tuple[Cand
                 actor=one.actor,
                 source="thumb",
                 models=(one.model,),
+                imported=_imported(one.attributes),
                 slice=_slice(one.attributes, pool.curation.stratify_by),
             ),
             {
@@ -324,6 +401,43 @@ def _thumbs(tx: Transaction, project_id: str, pool: Pool) -> Iterator[tuple[Cand
                 "messages": one.messages,
                 "response": one.text,
                 "up": one.up,
+                "response_finished": one.finish_reason != CUT_OFF,
+            },
+        )
+
+
+def _ratings(tx: Transaction, project_id: str, pool: Pool) -> Iterator[tuple[Candidate, dict[str, Any]]]:
+    """What annotators rated, as thumbs: up above the middle of the project's scale, down below it."""
+    project = tx.get(Project, project_id)
+    middle = (project.rating_min + project.rating_max) / 2
+    for one in annotated.rated(tx, project_id):
+        id = "rtg_" + one.comparison_id.partition("_")[2]
+        why = None if one.training_use is TrainingUse.ALLOWED else "consent is not allowed"
+        why = why or (None if one.text.strip() else "empty text")
+        why = why or (None if one.rating != middle else "rated in the middle of the scale")
+        if why is not None:
+            pool.tally.remove(THUMBS, why, id)
+            continue
+        yield (
+            Candidate(
+                id=id,
+                family=one.family,
+                question=question_sha256(one.messages),
+                conversation=one.conversation_id,
+                actor=one.actor,
+                source=RATING,
+                batch=one.batch,
+                models=(one.model,),
+                imported=_imported(one.attributes),
+                slice=_slice(one.attributes, pool.curation.stratify_by),
+            ),
+            {
+                "thumb_id": id,
+                "family": one.family,
+                "messages": one.messages,
+                "response": one.text,
+                "up": one.rating > middle,
+                "source": RATING,
                 "response_finished": one.finish_reason != CUT_OFF,
             },
         )
@@ -381,12 +495,27 @@ def _conclude_feedback(tx: Transaction, project_id: str, tally: Tally) -> list[_
         conclusion = read(feedback, interaction, shown)
         if conclusion is not None:
             conclusions.append(conclusion)
+    conclusions += _conclude_annotations(tx, project_id, tally)
     wanted = {preference.id: preference for one in conclusions for preference in one.preferences}
     texts = {one.edited.id: one.edited for one in conclusions if one.edited is not None}
     known = {row.id for row in tx.find(Preference, project_id=project_id, source=_FROM_FEEDBACK)}
     edited = {row.id for row in tx.find(Response, project_id=project_id, origin=ResponseOrigin.EDITED)}
     tx.add(*(text for id, text in texts.items() if id not in edited))
     tx.add(*(preference for id, preference in wanted.items() if id not in known))
+    return conclusions
+
+
+def _conclude_annotations(tx: Transaction, project_id: str, tally: Tally) -> list[_Conclusion]:
+    """What annotators wrote over the answer that they found better is read as what a user writes over the one they were shown."""
+    conclusions = []
+    for one in annotated.edits(tx, project_id):
+        interaction = tx.get(Interaction, one.interaction_id)
+        if interaction.training_use is not TrainingUse.ALLOWED:
+            tally.remove("edits of annotators", "consent is not allowed", one.annotation_id)
+            continue
+        original = tx.get(Response, one.response_id)
+        made = _edited(one.annotation_id, None, interaction, original, one.text, one.created_at)
+        conclusions.append(replace(made, annotators=(one.annotator_id,), batch=one.batch))
     return conclusions
 
 
@@ -397,20 +526,26 @@ def _from_edit(feedback: Feedback, interaction: Interaction, shown: dict[int, Re
     original = shown.get(feedback.response_idx)
     if original is None:  # the answer never came
         return None
-    suffix = feedback.id.partition("_")[2]
+    return _edited(feedback.id, feedback.actor, interaction, original, feedback.value["text"], feedback.created_at)
+
+
+def _edited(
+    id: str, actor: str | None, interaction: Interaction, original: Response, text: str, at: datetime
+) -> _Conclusion:
+    suffix = id.partition("_")[2]
     edited = Response(
         id="res_" + suffix,
-        project_id=feedback.project_id,
+        project_id=interaction.project_id,
         interaction_id=interaction.id,
-        idx=feedback.response_idx,
-        text=feedback.value["text"],
+        idx=original.idx,
+        text=text,
         finish_reason="stop",
         origin=ResponseOrigin.EDITED,
         model="person",
-        created_at=feedback.created_at,
+        created_at=at,
     )
-    preference = _preference(feedback, interaction, "prf_" + suffix, edited, original, PreferenceSource.EDIT, 1.0)
-    return _Conclusion(feedback, interaction, (preference,), edited, (original.model,))
+    preference = _preference(interaction, "prf_" + suffix, edited, original, PreferenceSource.EDIT, 1.0, at)
+    return _Conclusion(id, actor, interaction, (preference,), edited, (original.model,))
 
 
 def _from_choice(feedback: Feedback, interaction: Interaction, shown: dict[int, Response]) -> _Conclusion | None:
@@ -421,25 +556,31 @@ def _from_choice(feedback: Feedback, interaction: Interaction, shown: dict[int, 
     others = [one for one in shown.values() if one.idx != chosen.idx]
     preferences = tuple(
         _preference(
-            feedback, interaction, f"prf_{suffix}_{other.idx}", chosen, other, PreferenceSource.CHOICE, 1 / len(others)
+            interaction,
+            f"prf_{suffix}_{other.idx}",
+            chosen,
+            other,
+            PreferenceSource.CHOICE,
+            1 / len(others),
+            feedback.created_at,
         )
         for other in others
     )
-    return _Conclusion(feedback, interaction, preferences, None)
+    return _Conclusion(feedback.id, feedback.actor, interaction, preferences, None)
 
 
 def _preference(
-    feedback: Feedback,
     interaction: Interaction,
     id: str,
     chosen: Response,
     rejected: Response,
     source: PreferenceSource,
     weight: float,
+    at: datetime,
 ) -> Preference:
     return Preference(
         id=id,
-        project_id=feedback.project_id,
+        project_id=interaction.project_id,
         comparison_id=None,
         interaction_id=interaction.id,
         family=interaction.family,
@@ -450,5 +591,5 @@ def _preference(
         n_votes=1,
         source=source,
         method="one vote",
-        created_at=feedback.created_at,
+        created_at=at,
     )

@@ -26,9 +26,10 @@ from plaudit.domain import (
     RunState,
     utc_now,
 )
-from plaudit.errors import ConfigError, Conflict, NotFound
+from plaudit.errors import ConfigError, Conflict, NotFound, PlauditError
 from plaudit.learn.configs import PROGRAMS
-from plaudit.loop import abuse, anchors, erasure, monitor, pipeline, release, train, webhooks
+from plaudit.loop import abuse, anchors, erasure, mirror, monitor, pipeline, release, train, webhooks
+from plaudit.loop.mlflow_server import MlflowServer
 from plaudit.settings import Settings
 from plaudit.store.database import Store
 from plaudit.store.monitoring import Answer
@@ -43,6 +44,7 @@ WINDOW_MAX = timedelta(hours=1)
 RETAIN_EVERY = timedelta(days=1)  # each time the store's file is rewritten
 ON_ABUSE = ("show", "quarantine")
 SUSPECT_WINDOW = timedelta(hours=1)
+MIRROR_PAUSE_MAX_S = 900.0  # between two tries, while MLflow does not answer
 SAMPLE = 64  # answers of a window that are scored
 # Nobody waits for a monitor's scores: where the cores are busy, answers come first.
 BACKGROUND = ("nice", "-n", "10", *train.PROGRAM)
@@ -57,6 +59,9 @@ def run(settings: Settings, store: Store, stop: threading.Event) -> None:
     labour.start()
     messenger = threading.Thread(target=_tell, args=(store, stop), name="messenger", daemon=True)
     messenger.start()
+    if settings.mlflow_url:
+        copyist = threading.Thread(target=_copy, args=(settings, store, stop), name="copyist", daemon=True)
+        copyist.start()
     while not stop.wait(GUARD_S):  # a thread of its own: a training run may take hours, a harmful candidate may not
         for project in store.find(Project):
             _duty("guard", lambda p=project: guard(store, p.id))  # type: ignore[misc]
@@ -68,6 +73,35 @@ def _tell(store: Store, stop: threading.Event) -> None:
     while not stop.wait(GUARD_S):
         for project in store.find(Project):
             _duty("webhooks", lambda p=project: webhooks.deliver(store, p.id, utc_now()))  # type: ignore[misc]
+
+
+def _copy(settings: Settings, store: Store, stop: threading.Event) -> None:
+    """The mirror in MLflow, in a thread of its own: it only reads the store, so nothing here ever waits for it. What is wrong is logged when it
+    begins and when it ends, and tried again after pauses that double."""
+    pause, wrong = 0.0, ""
+    while not stop.wait(pause):
+        try:
+            said = "; ".join(mirror_once(settings, store))
+            pause = settings.monitor_interval_s
+        except PlauditError as error:
+            said, pause = error.message, min(max(2 * pause, settings.monitor_interval_s), MIRROR_PAUSE_MAX_S)
+        except Exception:
+            log.exception("mlflow failed; it is tried again")
+            said, pause = wrong, MIRROR_PAUSE_MAX_S
+        if said and not wrong:
+            log.warning("mlflow: %s It is tried again.", said)
+        elif wrong and not said:
+            log.info("mlflow: up to date again")
+        wrong = said
+
+
+def mirror_once(settings: Settings, store: Store) -> list[str]:
+    """One pass over all projects: what MLflow could not take. Raises Unavailable, BadInput."""
+    problems: list[str] = []
+    with MlflowServer(settings.mlflow_url, settings.mlflow_token) as server:
+        for project in store.find(Project):
+            problems += mirror.mirror(store, project, server, settings.mlflow_prefix).problems
+    return problems
 
 
 def _labour(settings: Settings, store: Store, stop: threading.Event) -> None:
@@ -172,6 +206,7 @@ def score_answers(
         run = pipeline.score(store, project_id, home, "monitor", rows, config, owner, program)
         for line in train.read_scores(run):
             found[line["id"]] = {name: line[name] for name in ("score", "kl") if name in line}
+    monitor.keep_scores(store, project_id, reward.id, found, utc_now())
     return found
 
 

@@ -66,6 +66,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="raw_logprobs",
         help="log-probs of the model itself, or of the distribution after temperature, top_k, top_p and penalties",
     )
+    parser.add_argument(
+        "--reload-weights",
+        action="store_true",
+        help="POST /collective_rpc {method: reload_weights} reads the base folder's weights again: for a trainer that samples here",
+    )
     return parser.parse_args(arguments)
 
 
@@ -92,6 +97,7 @@ def _serve(options: argparse.Namespace) -> None:
         max_waiting=options.max_waiting,
         prompt_cache_bytes=options.prompt_cache_mb * 1_000_000,
         processed_logprobs=options.logprobs_mode == "processed_logprobs",
+        reload_weights=options.reload_weights,
     )
     config = uvicorn.Config(
         create_app(policy), log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_S, lifespan="on"

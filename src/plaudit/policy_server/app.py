@@ -51,8 +51,10 @@ class PolicyServer:
         max_waiting: int = 1024,
         prompt_cache_bytes: int = 0,
         processed_logprobs: bool = False,
+        reload_weights: bool = False,
     ) -> None:
         self.base, self.config = base, decoder.config
+        self._decoder, self._reloads = decoder, reload_weights
         self.max_context = min(max_context, decoder.config.max_positions)
         self.tokenizer = ChatTokenizer.load(base)
         self.processed_logprobs = processed_logprobs
@@ -171,6 +173,32 @@ class PolicyServer:
         self.engine.forget(self.adapters.remove(name))
         return PlainTextResponse(f"Success: LoRA adapter {name!r} removed successfully.")
 
+    async def collective_rpc(self, http: Request) -> Response:
+        """vLLM's route, for {"method": "reload_weights"} alone: the base folder's weights are read again. Answers when they are in use.
+
+        400 where the server was not started to do so, the method is another, or the weights have another shape.
+        """
+        (method,) = _fields(await _body(http), "method")
+        if not self._reloads:
+            raise BadInput("This server keeps the weights it was started with; start it with --reload-weights.")
+        if method != "reload_weights":
+            raise BadInput(f"The method {method!r} is none of this server's; it has reload_weights.")
+        await run_in_threadpool(self._reload)
+        return JSONResponse({"results": [None]})
+
+    def _reload(self) -> None:
+        decoder = type(self._decoder).load(self.base, self._decoder.dtype)
+        if decoder.config != self.config:
+            raise BadInput(
+                f"The model in {self.base} has another shape than the one that is served; start the server anew."
+            )
+        self.engine.reload(decoder)
+        self._decoder = decoder
+
+    async def reset_prefix_cache(self, _: Request) -> Response:
+        """vLLM's route. Nothing to do: a reload drops what was cached, and nothing else makes it wrong."""
+        return Response(status_code=200)
+
 
 def create_app(server: PolicyServer) -> Starlette:
     """The ASGI application; the worker thread lives as long as its lifespan."""
@@ -187,6 +215,8 @@ def create_app(server: PolicyServer) -> Starlette:
         routes=[
             Route("/v1/chat/completions", server.chat, methods=["POST"]),
             Route("/v1/completions", server.completions, methods=["POST"]),
+            Route("/collective_rpc", server.collective_rpc, methods=["POST"]),
+            Route("/reset_prefix_cache", server.reset_prefix_cache, methods=["POST"]),
             Route("/v1/models", server.models),
             Route("/v1/load_lora_adapter", server.load_adapter, methods=["POST"]),
             Route("/v1/unload_lora_adapter", server.unload_adapter, methods=["POST"]),

@@ -97,6 +97,8 @@ class Engine:
         self._running: dict[Row, _Running] = {}
         self._wake = threading.Condition()
         self._stopping = False
+        self._fresh: Decoder | None = None  # takes the place of the decoder as soon as nothing is being sampled
+        self._taken = threading.Event()
         self._thread = threading.Thread(target=self._work, name="sampling", daemon=True)
 
     def start(self) -> None:
@@ -136,13 +138,26 @@ class Engine:
         with self._wake:
             self._forget.append(adapter)
 
+    def reload(self, decoder: Decoder) -> None:
+        """Sample with another decoder of the same shape from here on. Waits for the answers in progress, which end as they began; what waits
+        in the queue is sampled with the new one, and nothing that was cached of the old one is used again. Raises Unavailable."""
+        with self._wake:
+            if self._fresh is not None:
+                raise Unavailable("Weights are being exchanged already; ask again in a moment.", retry_after_s=2.0)
+            self._taken.clear()
+            self._fresh = decoder
+            self._wake.notify_all()
+        while not self._taken.wait(timeout=1.0):
+            if self._stopping or not self._thread.is_alive():
+                raise Unavailable("The policy server is stopping; ask again in a moment.", retry_after_s=2.0)
+
     # --- the worker -------------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
         while True:
             with self._wake:
                 idle = not self._running and not self._waiting
-                while not self._stopping and not self._waiting and not self._running:
+                while not self._stopping and not self._waiting and not self._running and self._fresh is None:
                     self._wake.wait()
                 if self._stopping:
                     break
@@ -160,7 +175,12 @@ class Engine:
         if any(running.job.cancelled for running in self._running.values()):
             self._loop.drop(lambda row: self._running[row].job.cancelled)
             self._running = {row: running for row, running in self._running.items() if not running.job.cancelled}
-        fresh = self._admissible()
+        if self._fresh is not None and not self._running:
+            with self._wake:
+                self._decoder, self._fresh = self._fresh, None
+                self._loop = DecodeLoop(self._decoder, prompt_bytes=self._prompt_bytes)
+                self._taken.set()
+        fresh = self._admissible() if self._fresh is None else []
         for running in fresh:
             self._running[running.row] = running
         self._deliver(self._loop.admit([running.row for running in fresh]))

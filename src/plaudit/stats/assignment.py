@@ -3,19 +3,24 @@
 A unit falls into one of 10,000 buckets. A ramp enrols equal candidate and control buckets out of the pool that nobody has touched:
 candidates grow from bucket 0 upwards, controls from the last bucket downwards. So arms stay of equal size, whoever is in at 5 % is in
 at 25 % in the same arm, and a user seen in both arms is an alarm, not a by-product of the ramp.
+
+A salt is a layer: experiments of one salt deal users alike, those of two salts independently. A holdout is dealt by a salt of its own, so
+that it is a fair sample of both arms. A segment is a set of conditions on what the application declares of a user.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from plaudit.errors import BadInput
 
 N_BUCKETS = 10_000
 Arm = Literal["candidate", "control"]
+Side = Literal["holdout", "released"]
 
 
 @dataclass(frozen=True)
@@ -56,3 +61,33 @@ def arm_for(bucket: int, enrolment: Enrolment) -> Arm | None:
     if bucket >= N_BUCKETS - enrolment.buckets_per_arm:
         return "control"
     return None
+
+
+def side_of(salt: str, unit_id: str, holdout: float) -> Side | None:
+    """`holdout` for that share of all users (0..0.5), `released` for an equal share to compare them with, else None. Dealt by the salt with
+    `/holdout` behind it."""
+    arm = arm_for(bucket(f"{salt}/holdout", unit_id), enrol(holdout))
+    return None if arm is None else "holdout" if arm == "candidate" else "released"
+
+
+def segment(text: str) -> str:
+    """`name=value,name=value` in its one form, sorted by name; empty is everybody. Raises BadInput for anything else."""
+    if not text.strip():
+        return ""
+    found: dict[str, str] = {}
+    for condition in text.split(","):
+        name, equals, value = (part.strip() for part in condition.partition("="))
+        if not name or not equals or not value or name in found:
+            raise BadInput(f"{text!r} is no segment; write name=value, or several with commas, each name once.")
+        found[name] = value
+    return ",".join(f"{name}={found[name]}" for name in sorted(found))
+
+
+def matches(segment: str, attributes: Mapping[str, Any]) -> bool:
+    """Whether every condition of a segment holds: numbers and booleans are compared as JSON writes them."""
+    for condition in segment.split(",") if segment else ():
+        name, _, value = condition.partition("=")
+        said = attributes.get(name)
+        if said is None or value != (str(said).lower() if isinstance(said, bool) else str(said)):
+            return False
+    return True

@@ -8,7 +8,7 @@ waits for them only where it finds no other).
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -41,6 +41,17 @@ _PEOPLE = TABLES[Person]
 _INTERACTIONS = TABLES[Interaction]
 _COMPLETIONS = TABLES[Completion]
 _PREFERENCES = TABLES[Preference]
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """What a lead gave to one annotator: it is lent to them before everything else."""
+
+    batches: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
+
+
+NOTHING = Assigned()
 
 
 @dataclass(frozen=True)
@@ -92,18 +103,23 @@ def next_comparison(
     purposes: Collection[Purpose],
     now: datetime,
     domains: Collection[str] = (),
+    assigned: Assigned = NOTHING,
 ) -> Comparison | None:
-    """The first open Comparison by priority that still needs this annotator, locked; None where there is none.
+    """The first open Comparison that still needs this annotator, of what is `assigned` to them or else of all, by priority; locked. None
+    where there is none.
 
     `domains`: what they are qualified for; a Comparison without a domain is for everybody.
     """
     passed_over: list[str] = []
+    values = _who_wants(project_id, annotator_id, purposes, now, domains)
+    values |= {"own_batches": list(assigned.batches), "own_domains": list(assigned.domains)}
+    # What others hold at this moment may still have a place.
+    tries = (_OWN_FREE, _OWN, _NEXT_FREE, _NEXT) if assigned != NOTHING else (_NEXT_FREE, _NEXT)
     while True:
-        values = _who_wants(project_id, annotator_id, purposes, now, domains)
         with tx.connection.begin_nested() as attempt:
-            found = tx.rows(_NEXT_FREE, {**values, "passed_over": passed_over})
-            if not found:  # what others hold at this moment may still have a place
-                found = tx.rows(_NEXT, {**values, "passed_over": passed_over})
+            found: Sequence[sa.RowMapping] = ()
+            for query in tries:
+                found = found or tx.rows(query, {**values, "passed_over": passed_over})
             if not found:
                 return None
             comparison = Comparison(**found[0])
@@ -345,6 +361,13 @@ _NEXT = (
     .with_for_update()
 )
 _NEXT_FREE = _NEXT.with_for_update(skip_locked=True)
+_OWN = _NEXT.where(
+    sa.or_(
+        _COMPARISONS.c.batch.in_(sa.bindparam("own_batches", expanding=True, type_=sa.Text())),
+        _COMPARISONS.c.domain.in_(sa.bindparam("own_domains", expanding=True, type_=sa.Text())),
+    )
+)
+_OWN_FREE = _OWN.with_for_update(skip_locked=True)
 _N_AVAILABLE = sa.select(sa.func.count().label("n")).select_from(
     sa.select(_COMPARISONS.c.id)
     .where(_wanting_in_project)

@@ -24,6 +24,7 @@ from plaudit.domain import (
     Message,
     Outcome,
     Preference,
+    Purpose,
     Quarantine,
     Response,
     Review,
@@ -109,6 +110,7 @@ def traces(tx: Transaction, project_id: str, actor: str | None, until: datetime)
     comparisons |= _ids(tx, own, lambda part: sa.select(_COMPARISONS.c.id).where(
         _COMPARISONS.c.project_id == project_id, _COMPARISONS.c.messages.in_(part)
     ))  # fmt: skip
+    comparisons |= _redacted(tx, project_id, {one.prompt_sha256 for one in asked} - shared)
     responses = _ids(tx, ids, lambda part: _of([_RESPONSES.c.id], _RESPONSES.c.interaction_id, part))
     responses |= {"res_" + one.id.partition("_")[2] for one in said.values()}  # an edit's text, once a Snapshot read it
     for part in _parts(sorted(comparisons)):
@@ -126,6 +128,17 @@ def traces(tx: Transaction, project_id: str, actor: str | None, until: datetime)
     )
 
 
+def _redacted(tx: Transaction, project_id: str, prompts: set[str]) -> set[str]:
+    """Evaluation Comparisons that show one of these prompts without its personal data: they keep its hash."""
+    attributes = sa.type_coerce(_COMPARISONS.c.attributes, sa.Text)
+    query = sa.select(_COMPARISONS.c.id, _COMPARISONS.c.attributes).where(
+        _COMPARISONS.c.project_id == project_id,
+        _COMPARISONS.c.purpose == Purpose.EVALUATION,
+        attributes.contains('"prompt_sha256"'),
+    )
+    return {row["id"] for row in tx.rows(query) if row["attributes"]["prompt_sha256"] in prompts} if prompts else set()
+
+
 def empty(tx: Transaction, project_id: str, erasure_id: str, found: Traces, actor: str | None) -> None:
     """Leave tombstones of what was found. Whoever is erased gets a name of this erasure: `erasure_id`, or with several a number behind it."""
     names = _Names(erasure_id, single=actor is not None)
@@ -140,6 +153,7 @@ def empty(tx: Transaction, project_id: str, erasure_id: str, found: Traces, acto
                 "conversation_id": conversations[one.conversation_id],
                 "family": erasure_id,
                 "prompt_sha256": "",
+                "system_sha256": None,
                 "messages": (),
                 "attributes": {},
                 "sampling": {},

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -14,6 +17,8 @@ from plaudit.domain import (
     Feedback,
     FeedbackKind,
     Interaction,
+    Response,
+    ResponseScore,
 )
 from plaudit.store.database import Transaction
 from plaudit.store.schema import TABLES
@@ -21,6 +26,8 @@ from plaudit.store.schema import TABLES
 _INTERACTIONS = TABLES[Interaction]
 _COMPLETIONS = TABLES[Completion]
 _FEEDBACK = TABLES[Feedback]
+_RESPONSES = TABLES[Response]
+_SCORES = TABLES[ResponseScore]
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,16 @@ class FirstEvent:
     arm: str
     probability: float
     at: datetime
+
+
+@dataclass(frozen=True)
+class UserSum:
+    """What one user did in one arm by one metric: a sum over `n` things."""
+
+    actor: str
+    arm: str
+    total: float
+    n: int
 
 
 @dataclass(frozen=True)
@@ -97,10 +114,10 @@ def traffic(tx: Transaction, project_id: str, since: datetime) -> list[Turn]:
     ]
 
 
-def exposures(tx: Transaction, experiment_id: str) -> list[Exposure]:
-    """Users of an experiment with their messages and thumbs, by the assigned arm. A thumb that was changed or retracted later has still
-    happened: it counts for both of its values, so that no figure of a past look can be revised."""
-    of = _of(experiment_id)
+def exposures(tx: Transaction, experiment_id: str, arms: Collection[str]) -> list[Exposure]:
+    """Users of these arms of an experiment with their messages and thumbs, by the assigned arm. A thumb that was changed or retracted later
+    has still happened: it counts for both of its values, so that no figure of a past look can be revised."""
+    of = (*_of(experiment_id), _INTERACTIONS.c.arm.in_(arms))
     seen = (
         sa.select(
             _INTERACTIONS.c.actor,
@@ -133,7 +150,7 @@ def exposures(tx: Transaction, experiment_id: str) -> list[Exposure]:
     return sorted(found, key=lambda exposure: (exposure.actor, exposure.arm))
 
 
-def first_thumbs_down(tx: Transaction, experiment_id: str) -> list[FirstEvent]:
+def first_thumbs_down(tx: Transaction, experiment_id: str, arms: Collection[str]) -> list[FirstEvent]:
     """Each user's first thumbs-down, in order of time."""
     query = (
         sa.select(
@@ -144,13 +161,17 @@ def first_thumbs_down(tx: Transaction, experiment_id: str) -> list[FirstEvent]:
         )
         .join(_FEEDBACK, _FEEDBACK.c.interaction_id == _INTERACTIONS.c.id)
         .where(
-            *_of(experiment_id), _FEEDBACK.c.kind == FeedbackKind.THUMB, _FEEDBACK.c.quarantine_id.is_(None), _up(False)
+            *_of(experiment_id),
+            _INTERACTIONS.c.arm.in_(arms),
+            _FEEDBACK.c.kind == FeedbackKind.THUMB,
+            _FEEDBACK.c.quarantine_id.is_(None),
+            _up(False),
         )
     )
     return _first(tx, query)
 
 
-def first_errors(tx: Transaction, experiment_id: str) -> list[FirstEvent]:
+def first_errors(tx: Transaction, experiment_id: str, arms: Collection[str]) -> list[FirstEvent]:
     """Each user's first answer that failed, in order of time."""
     query = (
         sa.select(
@@ -160,9 +181,114 @@ def first_errors(tx: Transaction, experiment_id: str) -> list[FirstEvent]:
             sa.func.min(_COMPLETIONS.c.created_at).label("at"),
         )
         .join(_COMPLETIONS, _COMPLETIONS.c.id == _INTERACTIONS.c.id)
-        .where(*_of(experiment_id), _COMPLETIONS.c.status == CompletionStatus.ERROR)
+        .where(*_of(experiment_id), _INTERACTIONS.c.arm.in_(arms), _COMPLETIONS.c.status == CompletionStatus.ERROR)
     )
     return _first(tx, query)
+
+
+def n_with_feedback(tx: Transaction, experiment_id: str, kind: FeedbackKind, name: str | None = None) -> list[UserSum]:
+    """Messages of each user that got feedback of a kind (a signal of that name), as `total` and as `n`; users without any are not there.
+    What was retracted has happened."""
+    where = [*_of(experiment_id), _FEEDBACK.c.kind == kind, _FEEDBACK.c.quarantine_id.is_(None)]
+    if name is not None:
+        says = f'"name":{json.dumps(name, ensure_ascii=False)}'  # as the store writes JSON
+        where.append(sa.type_coerce(_FEEDBACK.c.value, sa.Text).contains(says, autoescape=True))
+    messages = sa.func.count(sa.distinct(_INTERACTIONS.c.id))
+    query = (
+        sa.select(_INTERACTIONS.c.actor, _INTERACTIONS.c.arm, messages.label("total"), messages.label("n"))
+        .join(_FEEDBACK, _FEEDBACK.c.interaction_id == _INTERACTIONS.c.id)
+        .where(*where)
+        .group_by(_INTERACTIONS.c.actor, _INTERACTIONS.c.arm)
+    )
+    return _sums(tx, query)
+
+
+def ratings(tx: Transaction, experiment_id: str) -> list[UserSum]:
+    """Sum and number of the ratings each user gave; one that was changed counts for both of its values, as thumbs do."""
+    query = (
+        sa.select(_INTERACTIONS.c.actor, _INTERACTIONS.c.arm, _FEEDBACK.c.value)
+        .join(_FEEDBACK, _FEEDBACK.c.interaction_id == _INTERACTIONS.c.id)
+        .where(*_of(experiment_id), _FEEDBACK.c.kind == FeedbackKind.RATING, _FEEDBACK.c.quarantine_id.is_(None))
+        .order_by(_FEEDBACK.c.id)
+    )
+    given: dict[tuple[str, str], list[float]] = {}
+    for row in tx.rows(query):
+        if row["value"].get("rating") is not None:
+            given.setdefault((row["actor"], row["arm"]), []).append(float(row["value"]["rating"]))
+    return [UserSum(actor, arm, sum(values), len(values)) for (actor, arm), values in given.items()]
+
+
+def completions(tx: Transaction, experiment_id: str) -> Mapping[str, list[UserSum]]:
+    """`errors` over all answers that ended, `latency` (ms) over those that are whole."""
+    whole = sa.and_(_COMPLETIONS.c.status == CompletionStatus.OK, _COMPLETIONS.c.latency_ms.is_not(None))
+    failed = _COMPLETIONS.c.status == CompletionStatus.ERROR
+    query = (
+        sa.select(
+            _INTERACTIONS.c.actor,
+            _INTERACTIONS.c.arm,
+            sa.func.sum(sa.case((failed, 1), else_=0)).label("errors"),
+            sa.func.count().label("n"),
+            sa.func.sum(sa.case((whole, _COMPLETIONS.c.latency_ms), else_=0.0)).label("latency"),
+            sa.func.sum(sa.case((whole, 1), else_=0)).label("n_whole"),
+        )
+        .join(_COMPLETIONS, _COMPLETIONS.c.id == _INTERACTIONS.c.id)
+        .where(*_of(experiment_id))
+        .group_by(_INTERACTIONS.c.actor, _INTERACTIONS.c.arm)
+    )
+    rows = tx.rows(query)
+    return {
+        "errors": [UserSum(row["actor"], row["arm"], float(row["errors"]), int(row["n"])) for row in rows],
+        "latency": [UserSum(row["actor"], row["arm"], float(row["latency"]), int(row["n_whole"])) for row in rows],
+    }
+
+
+def answers(tx: Transaction, experiment_id: str, score: bool = False) -> list[UserSum]:
+    """Over the first answer of every message: characters, or the score that a monitor gave those it drew."""
+    value = _SCORES.c.value if score else sa.func.length(_RESPONSES.c.text)
+    found = sa.join(_INTERACTIONS, _RESPONSES, _RESPONSES.c.interaction_id == _INTERACTIONS.c.id)
+    if score:
+        found = found.join(_SCORES, _SCORES.c.id == _RESPONSES.c.id)
+    query = (
+        sa.select(
+            _INTERACTIONS.c.actor, _INTERACTIONS.c.arm, sa.func.sum(value).label("total"), sa.func.count().label("n")
+        )
+        .select_from(found)
+        .where(*_of(experiment_id), _RESPONSES.c.idx == 0)
+        .group_by(_INTERACTIONS.c.actor, _INTERACTIONS.c.arm)
+    )
+    return _sums(tx, query)
+
+
+def counted_openings(tx: Transaction, experiment_id: str, n_chars: int, counts: Callable[[str], bool]) -> list[UserSum]:
+    """First answers of each user, and those whose opening `counts`."""
+    opening = sa.func.substr(_RESPONSES.c.text, 1, n_chars).label("opening")
+    query = (
+        sa.select(_INTERACTIONS.c.actor, _INTERACTIONS.c.arm, opening)
+        .join(_RESPONSES, _RESPONSES.c.interaction_id == _INTERACTIONS.c.id)
+        .where(*_of(experiment_id), _RESPONSES.c.idx == 0)
+    )
+    found: dict[tuple[str, str], list[bool]] = {}
+    for row in tx.rows(query):
+        found.setdefault((row["actor"], row["arm"]), []).append(counts(row["opening"]))
+    return [UserSum(actor, arm, float(sum(said)), len(said)) for (actor, arm), said in found.items()]
+
+
+def spent_tokens(tx: Transaction, experiment_id: str, arm: str) -> tuple[int, int]:
+    """Prompt and completion tokens that one arm's answers took."""
+    query = (
+        sa.select(
+            sa.func.coalesce(sa.func.sum(_COMPLETIONS.c.prompt_tokens), 0).label("prompt"),
+            sa.func.coalesce(sa.func.sum(_COMPLETIONS.c.completion_tokens), 0).label("completion"),
+        )
+        .join(_INTERACTIONS, _INTERACTIONS.c.id == _COMPLETIONS.c.id)
+        .where(_INTERACTIONS.c.experiment_id == experiment_id, _INTERACTIONS.c.arm == arm)
+    )
+    row = tx.rows(query)[0]
+    return int(row["prompt"]), int(row["completion"])
+
+
+def _sums(tx: Transaction, query: sa.Select[Any]) -> list[UserSum]:
+    return [UserSum(row["actor"], row["arm"], float(row["total"]), int(row["n"])) for row in tx.rows(query)]
 
 
 def ledger_version(tx: Transaction, project_id: str) -> int:

@@ -36,6 +36,12 @@ def is_head() -> sa.ColumnElement[bool]:
     return ~sa.exists().where(later.c.supersedes == _FEEDBACK.c.id)
 
 
+def was_rated(tx: Transaction, project_id: str) -> bool:
+    """Whether an end user of the project ever gave a rating, also one taken back since."""
+    here = _FEEDBACK.c.project_id == project_id, _FEEDBACK.c.kind == FeedbackKind.RATING
+    return bool(tx.rows(sa.select(_FEEDBACK.c.id).where(*here).limit(1)))
+
+
 # Built once: a statement costs more to build than to run.
 _MANY = sa.bindparam("many", expanding=True, type_=sa.Text())
 _LOCK = (

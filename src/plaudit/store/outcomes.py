@@ -35,6 +35,12 @@ def by_key(tx: Transaction, project_id: str, keys: Collection[str]) -> dict[str,
     return {row["key"]: Outcome(**row) for row in rows}
 
 
+def names(tx: Transaction, project_id: str) -> list[str]:
+    """Every name that outcomes of the project have, in order."""
+    query = sa.select(_OUTCOMES.c.name).where(_OUTCOMES.c.project_id == project_id).distinct()
+    return sorted(row["name"] for row in tx.rows(query))
+
+
 def per_user(tx: Transaction, project_id: str, experiment_id: str, name: str) -> list[UserOutcome]:
     """Every user of the experiment with the count and the sum of their outcomes of this name, from their first turn in that arm on;
     what happened before the assignment cannot come from it. In order of user and arm."""

@@ -131,6 +131,7 @@ _NAMES: Mapping[type, str] = {
     domain.Standing: "standings",
     domain.Review: "reviews",
     domain.Preference: "preferences",
+    domain.Licence: "licences",
     domain.SnapshotRecord: "snapshots",
     domain.Run: "runs",
     domain.Checkpoint: "checkpoints",
@@ -138,7 +139,9 @@ _NAMES: Mapping[type, str] = {
     domain.Release: "releases",
     domain.Approval: "approvals",
     domain.Experiment: "experiments",
+    domain.ShadowAnswer: "shadow_answers",
     domain.Measurement: "measurements",
+    domain.ResponseScore: "response_scores",
     domain.Alert: "alerts",
     domain.AuditEntry: "audit_entries",
 }
@@ -215,7 +218,24 @@ sa.Index(
     TABLES[domain.Annotation].c.criterion,
     unique=True,
 )
-sa.Index("annotations_by_annotator", TABLES[domain.Annotation].c.project_id, TABLES[domain.Annotation].c.annotator_id)
+sa.Index(
+    "annotations_to_sum",  # what the lead's page counts stands in the index, so that it need not read the rows
+    TABLES[domain.Annotation].c.project_id,
+    TABLES[domain.Annotation].c.criterion,
+    TABLES[domain.Annotation].c.comparison_id,
+    TABLES[domain.Annotation].c.choice,
+    TABLES[domain.Annotation].c.verdict,
+    TABLES[domain.Annotation].c.annotator_id,
+    TABLES[domain.Annotation].c.created_at,
+)
+sa.Index(
+    "annotations_by_annotator",  # their seconds in order: a median without sorting
+    TABLES[domain.Annotation].c.project_id,
+    TABLES[domain.Annotation].c.annotator_id,
+    TABLES[domain.Annotation].c.criterion,
+    TABLES[domain.Annotation].c.seconds,
+    TABLES[domain.Annotation].c.verdict,
+)
 sa.Index(
     "preference_once",
     TABLES[domain.Preference].c.comparison_id,
@@ -234,9 +254,13 @@ sa.Index(
 sa.Index(
     "release_one_live",  # what users meet is never two things
     TABLES[domain.Release].c.project_id,
+    TABLES[domain.Release].c.segment,
     unique=True,
     sqlite_where=TABLES[domain.Release].c.state == domain.ReleaseState.LIVE,
     postgresql_where=TABLES[domain.Release].c.state == domain.ReleaseState.LIVE,
+)
+sa.Index(
+    "shadow_answers_by_release", TABLES[domain.ShadowAnswer].c.release_id, TABLES[domain.ShadowAnswer].c.created_at
 )
 sa.Index("api_key_secret", TABLES[domain.ApiKey].c.secret_sha256, unique=True)
 sa.Index("invitation_secret", TABLES[domain.Invitation].c.secret_sha256, unique=True)

@@ -137,6 +137,7 @@ def evidence(tx: Transaction, project_id: str) -> Iterator[Evidence]:
             _INTERACTIONS.c.actor,
             _INTERACTIONS.c.conversation_id,
             _INTERACTIONS.c.attributes,
+            _COMPARISONS.c.messages.label("asked"),
             _COMPARISONS.c.purpose,
             _COMPARISONS.c.batch,
             _COMPARISONS.c.reason,
@@ -155,7 +156,8 @@ def evidence(tx: Transaction, project_id: str) -> Iterator[Evidence]:
             rejected=row["rejected_text"],
             chosen_finish_reason=row["chosen_finish_reason"],
             rejected_finish_reason=row["rejected_finish_reason"],
-            messages=row["messages"],
+            # As annotators read it, without the personal data that they were not shown; an edit was made of what was sent.
+            messages=row["asked"] or row["messages"],
             training_use=row["training_use"],
             purpose=row["purpose"],
             actor=row["actor"],

@@ -12,17 +12,19 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from plaudit.domain import Interaction
 from plaudit.errors import Corrupt, Unavailable
 from plaudit.store.database import Store
 from plaudit.store.schema import TABLES
 
 MAX_REPLAYED = 1024  # entries in one transaction
 REFUSED = "refused.jsonl"
+NOTHING = b'{"rows":[],"changes":[]}'  # an entry in which nothing happens
 _KINDS = {kind.__name__: kind for kind in TABLES}
 log = logging.getLogger("plaudit.store")
 
@@ -128,6 +130,67 @@ class Spool:
             log.info("A batch of spooled rows is written one by one (%s).", error)
             for line in lines:
                 self._write(store, [line])
+
+
+def forget(folder: Path, project_id: str, actor: str, interaction_ids: Collection[str]) -> int:
+    """Empty every entry about this user, also in files of living processes and in what the store refused; the number of entries. An emptied
+    line is as long as it was, so whoever appends to its file or replays it goes on undisturbed."""
+    files = [*sorted(folder.glob("spool-*.jsonl")), *folder.glob(REFUSED)]
+    theirs = set(interaction_ids)
+    for path in files:
+        for _, line in _lines(path):
+            for row in (_body(line) or {}).get("rows", ()):
+                if row["kind"] == Interaction.__name__ and _said_by(row["columns"], project_id, actor):
+                    theirs.add(row["columns"]["id"])
+    return sum(
+        _empty(path, [(at, line) for at, line in _lines(path) if _is_about(line, project_id, actor, theirs)])
+        for path in files
+    )
+
+
+def _is_about(line: bytes, project_id: str, actor: str, interaction_ids: Collection[str]) -> bool:
+    body = _body(line)
+    if body is None:  # torn: nobody reads it any more, and it may quote them all the same
+        return json.dumps(actor).encode() in line or any(id.encode() in line for id in interaction_ids)
+    return any(change["id"] in interaction_ids for change in body["changes"]) or any(
+        _said_by(columns, project_id, actor)
+        or not {columns.get("id"), columns.get("interaction_id")}.isdisjoint(interaction_ids)
+        for columns in (row["columns"] for row in body["rows"])
+    )
+
+
+def _said_by(columns: dict[str, Any], project_id: str, actor: str) -> bool:
+    return columns.get("actor") == actor and columns.get("project_id") == project_id
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(first byte, line) of the whole lines; none where the file is gone."""
+    at = 0
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):
+                    yield at, line
+                at += len(line)
+    except FileNotFoundError:  # replayed in this moment
+        return
+
+
+def _empty(path: Path, found: Sequence[tuple[int, bytes]]) -> int:
+    if not found:
+        return 0
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return 0
+    try:
+        for at, line in found:
+            text = NOTHING.ljust(len(line) - 10)  # the crc and what stands around the text
+            os.pwrite(descriptor, b"%08x %s\n" % (zlib.crc32(text), text), at)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return len(found)
 
 
 def _apply(store: Store, entries: Sequence[Entry]) -> None:
@@ -250,11 +313,10 @@ def _line(entry: Entry) -> bytes:
 
 def _entry(line: bytes) -> Entry | None:
     """None for a line that is torn."""
-    crc, _, text = line.rstrip(b"\n").partition(b" ")
-    if crc != b"%08x" % zlib.crc32(text):
+    body = _body(line)
+    if body is None:
         log.warning("A line of the spool is torn and was acknowledged to nobody; it is skipped.")
         return None
-    body = json.loads(text)
     return Entry(
         tuple(_KINDS[row["kind"]](**dict(_objects(_KINDS[row["kind"]], row["columns"]))) for row in body["rows"]),
         tuple(
@@ -262,6 +324,14 @@ def _entry(line: bytes) -> Entry | None:
             for one in body["changes"]
         ),
     )
+
+
+def _body(line: bytes) -> dict[str, Any] | None:
+    crc, _, text = line.removesuffix(b"\n").partition(b" ")
+    if crc != b"%08x" % zlib.crc32(text):
+        return None
+    body: dict[str, Any] = json.loads(text)
+    return body
 
 
 def _values(row: Any) -> dict[str, Any]:

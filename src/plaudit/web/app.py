@@ -20,12 +20,28 @@ from plaudit.loop import govern
 from plaudit.loop.govern import Permission
 from plaudit.settings import Settings
 from plaudit.store.database import Store
-from plaudit.web import problems
+from plaudit.web import metrics, openapi, problems
 from plaudit.web.access import Endpoint, guarded
 from plaudit.web.api import annotation, erasure, feedback, openai, outcomes
 from plaudit.web.door import Door, chosen_filters, door_of
 from plaudit.web.headers import guarded_answers, parse_origins
-from plaudit.web.pages import annotate, chat, entrance, people, reviews, runs, shell
+from plaudit.web.metrics import counted
+from plaudit.web.operations import OPERATIONS
+from plaudit.web.pages import (
+    annotate,
+    annotation_files,
+    chat,
+    entrance,
+    evaluations,
+    experiments,
+    people,
+    registry,
+    releases,
+    reviews,
+    runs,
+    shell,
+    snapshots,
+)
 from plaudit.web.pages import annotation as lead
 from plaudit.web.problems import json_response
 from plaudit.web.sign_in import guarded_page
@@ -54,10 +70,17 @@ async def readyz(request: Request) -> Response:
     return json_response({"status": status, "missing": missing + away}, 503 if missing else 200)
 
 
+async def openapi_json(request: Request) -> Response:
+    """GET /openapi.json: what this process serves, as OpenAPI."""
+    return json_response(request.app.state.openapi)
+
+
 # method, path, handler, permission (None: open to everybody)
 ROUTES: tuple[tuple[str, str, Endpoint, Permission | None], ...] = (
     ("GET", "/healthz", healthz, None),
     ("GET", "/readyz", readyz, None),
+    ("GET", "/openapi.json", openapi_json, None),
+    ("GET", "/metrics", metrics.show, Permission.MEASURE),
     ("GET", "/v1/models", openai.models, Permission.CHAT),
     ("POST", "/v1/chat/completions", openai.chat_completions, Permission.CHAT),
     ("GET", "/v1/assignment", feedback.assignment, Permission.COLLECT),
@@ -74,6 +97,8 @@ ROUTES: tuple[tuple[str, str, Endpoint, Permission | None], ...] = (
     ("POST", "/v1/annotations", annotation.answer, Permission.ANNOTATE),
     ("POST", "/v1/annotation/undo", annotation.undo, Permission.ANNOTATE),
     ("GET", "/v1/annotation/progress", annotation.progress, Permission.ANNOTATE),
+    ("GET", "/v1/annotation/annotators", annotation.annotators, Permission.PLAN),
+    ("POST", "/v1/annotation/annotators", annotation.change_annotator, Permission.PLAN),
 )
 
 # The same for pages, which a signed-in Person opens, not a key.
@@ -86,6 +111,23 @@ PAGES: tuple[tuple[str, str, Endpoint, Permission | None], ...] = (
     ("GET", "/runs", runs.runs, Permission.READ),
     ("GET", "/runs/{run_id}", runs.run, Permission.READ),
     ("GET", "/runs/{run_id}/card/{name}", runs.picture, Permission.READ),
+    ("GET", "/snapshots", snapshots.snapshots, Permission.READ),
+    ("GET", "/snapshots/diff", snapshots.diff, Permission.READ),
+    ("GET", "/snapshots/{sha256}", snapshots.snapshot, Permission.READ),
+    ("GET", "/snapshots/{sha256}/{table}/{row_id}", snapshots.row, Permission.READ),
+    ("GET", "/evaluations", evaluations.evaluations, Permission.READ),
+    ("GET", "/evaluations/{evaluation_id}", evaluations.evaluation, Permission.READ),
+    ("POST", "/evaluations/{evaluation_id}/override", evaluations.override, Permission.OVERRIDE),
+    ("GET", "/leaderboard", evaluations.board, Permission.READ),
+    ("GET", "/releases", releases.releases, Permission.READ),
+    ("GET", "/releases/{release_id}", releases.release, Permission.READ),
+    ("POST", "/releases/{release_id}/decision", releases.decide, Permission.APPROVE),
+    ("POST", "/releases/{release_id}/move", releases.move, Permission.OPERATE),
+    ("GET", "/experiments", experiments.experiments, Permission.READ),
+    ("GET", "/experiments/reward", experiments.reward, Permission.READ),
+    ("GET", "/experiments/{experiment_id}", experiments.experiment, Permission.READ),
+    ("GET", "/registry", registry.registry, Permission.READ),
+    ("GET", "/registry/{checkpoint_id}", registry.version, Permission.READ),
     ("GET", "/chat", chat.chat, Permission.CHAT),
     ("POST", "/chat/turn", chat.turn, Permission.CHAT),
     ("GET", "/annotate", annotate.question, Permission.ANNOTATE),
@@ -97,6 +139,8 @@ PAGES: tuple[tuple[str, str, Endpoint, Permission | None], ...] = (
     ("POST", "/annotation/annotator", lead.annotator, Permission.PLAN),
     ("POST", "/annotation/gold", lead.gold, Permission.PLAN),
     ("POST", "/annotation/question", lead.question, Permission.PLAN),
+    ("POST", "/annotation/import", annotation_files.take_in, Permission.PLAN),
+    ("GET", "/annotation/export", annotation_files.give_out, Permission.READ),
     ("GET", "/reviews", reviews.waiting, Permission.REVIEW),
     ("GET", "/reviews/{review_id}", reviews.review, Permission.REVIEW),
     ("POST", "/reviews/{review_id}", reviews.decide, Permission.REVIEW),
@@ -106,7 +150,8 @@ PAGES: tuple[tuple[str, str, Endpoint, Permission | None], ...] = (
 )
 
 
-# What each part of the service answers (the setting `role`). The open ones of ROUTES belong to every part, all of PAGES to the console.
+# What each part of the service answers (the setting `role`). The open ones of ROUTES and GET /metrics belong to every part, all of PAGES
+# to the console.
 PARTS: Mapping[str, frozenset[Permission]] = {
     "gateway": frozenset({Permission.CHAT}),
     "feedback": frozenset({Permission.COLLECT}),
@@ -119,11 +164,9 @@ def _routes(settings: Settings) -> list[Route]:
     parts = [PARTS[role] for role in sorted(settings.roles) if role in PARTS]
     if not parts:
         raise ConfigError(f"role is {settings.role!r}, which has no service; start it with `plaudit worker`.")
-    served = {None}.union(*parts)
     routes = [
         Route(path, _behind(path, endpoint, permission), methods=[method])
-        for method, path, endpoint, permission in ROUTES
-        if permission in served
+        for method, path, endpoint, permission in _served(settings)
     ]
     pages = [
         Route(path, guarded_page(endpoint, permission), methods=[method])
@@ -131,6 +174,13 @@ def _routes(settings: Settings) -> list[Route]:
         if "console" in settings.roles
     ]
     return routes + pages
+
+
+def _served(settings: Settings) -> list[tuple[str, str, Endpoint, Permission | None]]:
+    """Of ROUTES, what this process answers."""
+    parts = [PARTS[role] for role in sorted(settings.roles) if role in PARTS]
+    may = {None, Permission.MEASURE}.union(*parts)
+    return [route for route in ROUTES if route[3] in may]
 
 
 def _behind(path: str, endpoint: Endpoint, permission: Permission | None) -> Endpoint:
@@ -161,12 +211,17 @@ def create_app(settings: Settings, store: Store) -> Starlette:
                     task.cancel()
                     with suppress(asyncio.CancelledError):
                         await task
+                await door.shadowing.stop()
                 await door.keys.write_use()
                 await door.recorder.stop()
 
-    return Starlette(
-        routes=_routes(settings),
-        middleware=[Middleware(guarded_answers, origins=origins, token_paths=feedback.TOKEN_PATHS)],
+    routes = _routes(settings)
+    made = Starlette(
+        routes=routes,
+        middleware=[
+            Middleware(counted, templates={route.endpoint: route.path for route in routes}),
+            Middleware(guarded_answers, origins=origins, token_paths=feedback.TOKEN_PATHS),
+        ],
         exception_handlers={
             PlauditError: problems.on_plaudit_error,
             HTTPException: problems.on_http_exception,
@@ -174,3 +229,5 @@ def create_app(settings: Settings, store: Store) -> Starlette:
         },
         lifespan=lifespan,
     )
+    made.state.openapi = openapi.document(_served(settings), OPERATIONS)
+    return made

@@ -25,8 +25,10 @@ from plaudit.store.spool import Spool
 from plaudit.web import telemetry
 from plaudit.web.access import Keys
 from plaudit.web.limits import Limits
+from plaudit.web.metrics import Metrics
 from plaudit.web.recorder import Recorder
 from plaudit.web.serving import ServingConfigs
+from plaudit.web.shadowing import Shadowing
 from plaudit.web.sign_in import Cookies, load_secret
 
 T = TypeVar("T")
@@ -50,12 +52,15 @@ class Door:
     limits: Limits = field(init=False)
     cookies: Cookies = field(init=False)
     feedback_keys: KeyRing = field(init=False)
+    shadowing: Shadowing = field(init=False)
+    metrics: Metrics = field(default_factory=Metrics)
     _threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(MAX_THREADS))
     _hot_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(MAX_HOT_THREADS))
 
     def __post_init__(self) -> None:
         spool = Spool(self.settings.home / "spool") if self.settings.on_store_failure == "serve" else None
         self.recorder = Recorder(self.store, spool, self.settings.store_patience_s)
+        self.shadowing = Shadowing(self.settings, self.recorder, self.backend)
         self.configs = ServingConfigs(self.store, self.run_hot, self.run_within)
         self.keys = Keys(self.store, self.run_hot, self.run_within)
         self.limits = Limits(self.settings)
@@ -101,14 +106,19 @@ def door_of(request: Request) -> Door:
 
 
 async def read_json(request: Request, optional: bool = False) -> dict[str, Any]:
-    """The body as a JSON object that can be stored. Raises TooLarge (before it is in memory), BadInput."""
-    limit = door_of(request).settings.max_body_bytes
+    """The body as a JSON object that can be stored. Raises TooLarge (before it is in memory), BadInput, also where it does not arrive in time."""
+    settings = door_of(request).settings
+    limit, patience = settings.max_body_bytes, settings.body_timeout_s
     pieces, size = [], 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size > limit:
-            raise TooLarge(f"The body is larger than {limit} bytes (max_body_bytes).")
-        pieces.append(piece)
+    try:
+        async with asyncio.timeout(patience):
+            async for piece in request.stream():
+                size += len(piece)
+                if size > limit:
+                    raise TooLarge(f"The body is larger than {limit} bytes (max_body_bytes).")
+                pieces.append(piece)
+    except TimeoutError as error:
+        raise BadInput(f"The body did not arrive within {patience:g} s (body_timeout_s); send it again.") from error
     if optional and size == 0:
         return {}
     try:

@@ -22,6 +22,7 @@ from typing import Any
 from plaudit.errors import Corrupt, PlauditError, Unavailable
 from plaudit.store.database import Store
 from plaudit.store.spool import Change, Entry, Spool
+from plaudit.web.metrics import Histogram
 
 MAX_BATCH = 256
 RETRY_S = 0.25  # between two attempts to bring the spool into the store
@@ -46,6 +47,7 @@ class Recorder:
         self._store = store
         self._spool = spool
         self._patience_s = patience_s
+        self.commits = Histogram()  # how long each took; the writer's
         self._loop: asyncio.AbstractEventLoop | None = None
         self._writer = threading.Thread(target=self._write_on, name="recorder", daemon=True)
         self._spooler = threading.Thread(target=self._spool_on, name="spooler", daemon=True)
@@ -76,6 +78,11 @@ class Recorder:
     def spooling(self) -> bool:
         """Whether the store is away and rows wait on the local disk."""
         return self._down
+
+    @property
+    def n_waiting(self) -> int:
+        """Of what was submitted, how much no thread has taken up yet."""
+        return len(self._queue)
 
     @property
     def serves_without_store(self) -> bool:
@@ -194,11 +201,13 @@ class Recorder:
         return [(job, None) for job in batch]
 
     def _commit(self, batch: list[_Job]) -> None:
+        began = time.monotonic()
         with self._store.write(beside_others=True) as tx:
             tx.add(*(row for job in batch for row in job.entry.rows))
             for job in batch:
                 for change in job.entry.changes:
                     tx.change(change.kind, change.id, **change.columns)
+        self.commits.observe(time.monotonic() - began)
 
     # --- the spooler ---------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,15 +52,21 @@ class ServingConfigs:
         self._known[project_id] = serving
         return serving
 
-    async def assign(self, serving: Serving, actor: str | None, conversation_id: str | None) -> Assignment:
+    async def assign(
+        self,
+        serving: Serving,
+        actor: str | None,
+        conversation_id: str | None,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> Assignment:
         """Which Release answers this turn. Asks the store how the conversation began only while there are two Releases to choose from."""
         began: Assignment | None = None
-        if conversation_id is not None and serving.config.experiment is not None:
+        if conversation_id is not None and not serving.config.one_release:
             try:
                 began = await self._run_within(experiment.began, self._store, serving.project.id, conversation_id)
             except Unavailable as error:
                 log.warning("A conversation is assigned without its beginning: %s", error)
-        return experiment.assign(serving.config, actor, began)
+        return experiment.assign(serving.config, actor, began, attributes)
 
     async def poll(self) -> None:
         """For ever: refresh what is known."""

@@ -48,6 +48,7 @@ class Turn:
         self._chunks: AsyncGenerator[Json, None] | None = None
         self._stood_in: str | None = None  # why the assigned release did not answer
         self._started = time.monotonic()
+        self.upstream_s = 0.0  # waited for model servers, up to the first content or the whole answer
         self._first_token_ms: float | None = None
         self._ended = False
         self._span = telemetry.begin(asked, interaction) if door.settings.telemetry else None
@@ -128,7 +129,12 @@ class Turn:
 
     async def _whole(self, backend: Backend, body: Json) -> Json:
         gathered, screening = Gathered(), Screening(self._door.filters.response)
-        answer = screening.whole(await backend.complete(body))
+        asked = time.monotonic()
+        try:
+            raw = await backend.complete(body)
+        finally:
+            self.upstream_s += time.monotonic() - asked
+        answer = screening.whole(raw)
         gathered.add(answer)
         self._keep(gathered, screening)
         return answer
@@ -136,7 +142,7 @@ class Turn:
     async def _opening(self, backend: Backend, body: Json) -> None:
         head, gathered, screening = [], Gathered(), Screening(self._door.filters.response)
         chunks = backend.stream(body)
-        patience = self._door.settings.upstream_timeout_s
+        patience, asked = self._door.settings.upstream_timeout_s, time.monotonic()
         try:
             async with asyncio.timeout(patience):
                 async for chunk in chunks:
@@ -152,6 +158,8 @@ class Turn:
         except BaseException:
             await chunks.aclose()
             raise
+        finally:
+            self.upstream_s += time.monotonic() - asked
         self._head, self._chunks = head, chunks
 
     def _keep(self, gathered: Gathered, screening: Screening) -> None:

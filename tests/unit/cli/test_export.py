@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from plaudit.cli import export as command
 from plaudit.cli.main import plaudit
+from plaudit.domain import Checkpoint, CheckpointKind, Evaluation, GateVerdict, utc_now
 from plaudit.errors import BadInput, NotFound
+from plaudit.loop import govern
+from plaudit.store.database import open_store
 
 
 @pytest.fixture
@@ -62,3 +66,31 @@ def test_what_the_program_refuses_is_its_own_sentence(started, tmp_path, monkeyp
     done = invoke(tmp_path, "--as", "merged", "--home", tmp_path / "home")
     assert isinstance(done.exception, BadInput)
     assert str(done.exception) == "It pools mean."
+
+
+def test_by_its_id_the_card_gets_what_the_newest_gate_saw(started, tmp_path, monkeypatch):
+    store = open_store(f"sqlite:///{tmp_path / 'store.sqlite'}")
+    project = govern.ensure_project(store, utc_now()).id
+    facts = {"project_id": project, "created_at": utc_now()}
+    store.add(
+        Checkpoint(
+            id="ckp_1", kind=CheckpointKind.POLICY, folder=str(tmp_path / "f"), sha256="5" * 64, base="b", **facts
+        )
+    )
+    for id, gate in (("evl_1", GateVerdict.FAIL), ("evl_2", GateVerdict.PASS), ("evl_3", None)):
+        figures = {"win_rate": {"mean": 0.5}, "of": id}
+        store.add(
+            Evaluation(id=id, checkpoint_id="ckp_1", against_id=None, suite="s", figures=figures, gate=gate, **facts)
+        )
+    store.close()
+    handed, run = [], command.subprocess.run
+
+    def reads(argv, **more):
+        handed.append(json.loads(Path(argv[-1]).read_text()))
+        return run(argv[:-1], **more)
+
+    monkeypatch.setattr(command.subprocess, "run", reads)
+    invoke("ckp_1", "--as", "peft", "--out", tmp_path / "out", "--home", tmp_path)
+    (said,) = handed
+    assert (said["id"], said["gate"], said["figures"]["of"]) == ("evl_2", "pass", "evl_2")
+    assert started[0][4] == str(tmp_path / "f")

@@ -131,3 +131,20 @@ def test_heads_members_rejected_lines_and_annotators_are_said():
 def test_a_cell_cannot_break_its_table():
     odd = {"a|b\nc": {"accuracy": interval(0.7, 0.6, 0.8), "n": 3, "difference": {}}}
     assert "| a\\|b c | 3 |" in card.write(changed(slices={"topic": odd}), CONFIG)[0]
+
+
+def test_thumbs_and_other_bases_are_said():
+    auc = {"auc": interval(0.61, 0.55, 0.67), "n_up": 80, "n_down": 40}
+    thumbs = {
+        **auc,
+        "n_left_out": 0,
+        "by": {"length": {"long": {"auc": interval(0.5, 0.4, 0.6), "n_up": 20, "n_down": 20}}},
+    }
+    config = RewardConfig(base="b", preferences="p", members=4, other_bases=("c",))
+    text, _ = card.write(changed(thumbs=thumbs, bases=[{"spec": "small"}, {"spec": "large"}]), config)
+    assert "| all | 80 | 40 | 0.610 (0.550 to 0.670" in text
+    assert "| length: long | 20 | 20 | 0.500" in text
+    assert "an adapter each, in turn on small and large" in text
+    assert "not shown to tell answers that users liked" not in text
+    weak, _ = card.write(changed(thumbs=thumbs | {"auc": interval(0.52, 0.45, 0.59)}), CONFIG)
+    assert "not shown to tell answers that users liked from others (AUC 0.520" in weak.partition("## Known limits")[2]

@@ -74,6 +74,7 @@ def two(tmp_path_factory):
         f"import torch.distributed as dist\ndist.init_process_group('gloo', init_method='file://{place}/meet', "
         "rank=int(sys.argv[1]), world_size=2)\nwith d.joined():",
     )
+    script += "\ndist.destroy_process_group()\n"  # what is joined by torchrun leaves by itself
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pair = [
         subprocess.Popen(

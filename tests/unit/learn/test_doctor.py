@@ -79,3 +79,11 @@ def test_a_loss_that_is_not_finite_names_its_rows():
     doctor.check_finite(1e30, 1, [])
     with pytest.raises(TrainingStopped, match=r"update 3 is nan \(rows p0, p1, p2, p3, p4, p5, p6, p7 \.\.\.\)"):
         doctor.check_finite(float("nan"), 3, [f"p{i}" for i in range(9)])
+
+
+def test_a_gradient_that_is_not_finite_names_its_rows():
+    with (
+        pytest.raises(TrainingStopped, match=r"The gradient is nan\. Its rows are p0, p1\."),
+        doctor.naming(["p0", "p1"]),
+    ):
+        raise TrainingStopped("The gradient is nan.")

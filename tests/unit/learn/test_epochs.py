@@ -101,7 +101,8 @@ def test_a_full_policy_is_a_base_and_no_adapter(tiny, tmp_path):
     for parameter in policy.trained().values():
         parameter.data.mul_(1.1)
     folder = tmp_path / "run" / "checkpoint"
-    epochs.write_checkpoint(settings, RunFolder(tmp_path / "run"), policy, {}, {"loss": 1.0})
+    result = {"program": "sft", "n_train": 3, "curve": []}
+    epochs.write_checkpoint(settings, RunFolder(tmp_path / "run"), policy, {}, result, {"loss": 1.0})
     assert base_models.prepare(str(folder), tmp_path) == folder
     again = Decoder.load(folder, torch.float32)
     torch.testing.assert_close(logprobs(again), logprobs(policy.decoder))

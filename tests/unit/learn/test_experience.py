@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from plaudit.artifacts import PreferenceRow, PromptRow, write_snapshot
-from plaudit.errors import BadInput
+from plaudit.errors import BadInput, TrainingStopped
 from plaudit.learn import base_models, experience
 from plaudit.learn.configs import PPOConfig, from_dict
 from plaudit.learn.nets import Decoder
@@ -101,3 +101,50 @@ def test_trunks_of_several_depths_are_those_run_alone(base):
     for depth in (1, 2):
         alone = experience.run_trunks(decoder, rollout, (depth,), micro_tokens=1000)[depth]
         torch.testing.assert_close(trunks[depth].hidden, alone.hidden, atol=1e-5, rtol=0)
+
+
+def test_a_loss_or_gradient_that_is_no_number_names_its_minibatch():
+    """The rollout, which minibatch, and whose prompts; the optimizer is not asked where the loss is none."""
+    rollout = Rollout([[1, 2]] * 2, [[3, 4], [5], [6]], [0, 1, 1], [True] * 3)
+    messages = [({"role": "user", "content": text},) for text in ("Where is it?", "x" * 60)]
+    parts = [pack(rollout, [0]), pack(rollout, [1, 2])]
+    seen = SimpleNamespace(rollout=rollout, minibatches=parts, messages=messages)
+    some = learner(minibatches=2, sampling={"prompts_per_step": 2})
+
+    def step(*_):
+        raise TrainingStopped("The gradient of update 0 is not finite (nan); lower the learning rate.")
+
+    some.adam = SimpleNamespace(step=step)
+    found = {"approx_kl": 0.0, "ratio": 1.0}
+
+    def run(gradient):
+        experience.run_epochs(some, seen, SimpleNamespace(held=[]), 3, gradient)
+
+    with pytest.raises(
+        TrainingStopped,
+        match=r"^Rollout 3, epoch 1, minibatch 1, 1 prompts \('Where is it\?'\): The gradient of update 0",
+    ):
+        run(lambda *_: (found, 0.0))
+    some.adam.step = lambda *_: (1.0, 1e-3)
+
+    def broken(packs, _):
+        return found | {"policy_loss": float("nan") if packs is parts[1] else 0.0}, 0.0
+
+    with pytest.raises(TrainingStopped, match=r"minibatch 2, 1 prompts \('x{40}'\): its loss is not a number"):
+        run(broken)
+
+
+def test_kl_is_told_by_response_by_token_and_at_its_tail():
+    """Four responses of 1 to 3 tokens, summed by hand."""
+    rollout = Rollout([[1]], [[3], [4, 5], [6, 7], [8, 9, 10]], [0] * 4, [True, True, False, True])
+    policy = torch.tensor([[0.5, 9, 9], [0.0, 0.2, 9], [-0.1, 0.3, 9], [1.0, 1.0, 2.0]])  # 9: no token there
+    scored = SimpleNamespace(total=torch.tensor([1.0, 2.0, 3.0, 4.0]), terms={}, disagreement=None)
+    seen = SimpleNamespace(
+        rollout=rollout, counts=rollout.counts(), reference=torch.zeros(4, 3), scored=scored, sampler=None
+    )
+    old = experience.Old({"logprobs": policy}, [])
+    row = experience.figures_of(SimpleNamespace(kl_coef=0.05, config=config("s")), seen, old, torch.zeros(4, 3))
+    assert row["kl"] == pytest.approx((0.5 + 0.2 + 0.2 + 4.0) / 4)
+    assert row["kl_per_token"] == pytest.approx(4.9 / 8)
+    assert row["kl_p95"] == pytest.approx(0.5 + 0.85 * 3.5)  # between the two largest
+    assert row["eos_fraction"] == 0.75

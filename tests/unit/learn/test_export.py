@@ -238,14 +238,6 @@ def test_reward_models_that_a_classifier_cannot_be_are_refused(base, decoder, tm
     assert [path.name for path in tmp_path.iterdir()] == ["r"]  # nothing half-written stays
 
 
-def test_an_ensemble_of_adapters_is_refused(base, decoder, tmp_path):
-    members = (make_reward(decoder), make_reward(decoder, make_adapter(decoder, seed=9)))
-    model = RewardModel(decoder, members[0].adapter, members[0].head, "last", 2, 1.0, read_layer=4, members=members)
-    checkpoint.save_reward(tmp_path / "r", model, base, {}, {})
-    with pytest.raises(BadInput, match="2 adapters"):
-        export(tmp_path / "r", base, "merged", tmp_path / "out")
-
-
 def test_what_does_not_fit_is_refused_before_anything_is_written(policy, base, decoder, tmp_path):
     folder, _ = policy
     (tmp_path / "there").mkdir()

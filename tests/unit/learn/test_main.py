@@ -159,6 +159,36 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(tmp_path, world):
     assert rows[0] == rows[1]
 
 
+@pytest.mark.slow
+def test_a_disk_that_is_full_from_any_write_on_costs_nothing(tmp_path, world, capsys, monkeypatch):
+    """Every fsync of a run in turn is the one after which nothing can be written; the sentence, no half Checkpoint, and with space again
+    the uninterrupted one's bytes."""
+    options = {"compute": {"threads": 1, "dtype": "float32", "save_every": 4}, "validation": None}
+    fsync, left = os.fsync, [10**9]
+
+    def limited(number):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", limited)
+    whole = write_run(tmp_path / "whole", world, **options)
+    assert program.main(["reward", str(whole)]) == 0
+    n = 10**9 - left[0]
+    assert n > 10
+    for room in range(1, n):
+        folder = write_run(tmp_path / f"room-{room}", world, **options)
+        left[0] = room
+        assert program.main(["reward", str(folder)]) == 2
+        assert "disk is full" in last_error(capsys)["message"]
+        assert not list(folder.glob("**/.*.tmp"))
+        left[0] = 10**9
+        assert program.main(["reward", str(folder)]) == 0
+        mine, theirs = (json.loads((f / "checkpoint" / "manifest.json").read_text())["files"] for f in (folder, whole))
+        assert mine == theirs  # by sha256
+
+
 @pytest.mark.parametrize(("name", "config"), [("dpo", {}), ("sft", {"source": "chosen"})])
 def test_the_offline_programs_run_by_name(tmp_path, world, name, config):
     folder = write_run(tmp_path / "run", world)

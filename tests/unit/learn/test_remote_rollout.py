@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -46,8 +47,11 @@ def stand_in():
     """A server of vLLM's routes: `seen` what was posted, `answers` what /completions says, one after another, the last for ever."""
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.do_POST()
+
         def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            body = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or "null")
             server.seen.append((self.path, body, self.headers.get("authorization")))
             status, said = 200, b"Success"
             if self.path.endswith("/unload_lora_adapter"):
@@ -55,6 +59,8 @@ def stand_in():
             if self.path.endswith("/completions"):
                 status, answer = server.answers[0] if len(server.answers) == 1 else server.answers.pop(0)
                 said = json.dumps(answer).encode()
+            if self.path.endswith("/models"):
+                said = json.dumps(server.models).encode()
             self.send_response(status)
             self.send_header("content-length", str(len(said)))
             self.end_headers()
@@ -65,6 +71,7 @@ def stand_in():
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.seen, server.answers = [], [(200, {"choices": [GOOD]})]
+    server.models = {"data": [{"id": "/shared/policy"}, {"id": "an-adapter"}]}
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
@@ -83,7 +90,7 @@ def test_prompts_go_as_ids_and_responses_come_as_ids(stand_in, adapter, tmp_path
     shorter = GOOD | {"index": 1, "finish_reason": "length", "token_ids": [99], "logprobs": {"token_logprobs": [-2.0]}}
     stand_in.answers = [(200, {"choices": [shorter, GOOD]})]
     server = load(stand_in, tmp_path, {"SECRET": "s3cret"}, token_variable="SECRET")
-    rollout, logprobs = remote_rollout.sample(server, adapter, [PROMPT, PROMPT], 2, SAMPLING, step=7)
+    rollout, logprobs = remote_rollout.sample(server, (None, adapter), [PROMPT, PROMPT], 2, SAMPLING, step=7)
     assert rollout.prompt_ids == [PROMPT, PROMPT]
     assert rollout.response_ids == [[97, 98, STOP], [99], [97, 98, STOP], [99]]
     assert (rollout.group, rollout.finished) == ([0, 0, 1, 1], [True, False, True, False])
@@ -99,7 +106,7 @@ def test_prompts_go_as_ids_and_responses_come_as_ids(stand_in, adapter, tmp_path
 def test_each_step_s_adapter_takes_the_place_of_the_last(stand_in, adapter, tmp_path):
     server = load(stand_in, tmp_path / "shared")
     (tmp_path / "shared" / "step-1").mkdir(parents=True)
-    remote_rollout.sample(server, adapter, [PROMPT], 1, SAMPLING, step=2)
+    remote_rollout.sample(server, (None, adapter), [PROMPT], 1, SAMPLING, step=2)
     (loaded,) = [body for path, body, _ in stand_in.seen if path == "/v1/load_lora_adapter"]
     assert [path.name for path in (tmp_path / "shared").iterdir()] == ["step-2"]
     assert loaded["lora_path"] == str(tmp_path / "shared" / "step-2")
@@ -110,6 +117,35 @@ def test_each_step_s_adapter_takes_the_place_of_the_last(stand_in, adapter, tmp_
     gone = [body["lora_name"] for path, body, _ in stand_in.seen if path.endswith("unload_lora_adapter")]
     assert gone == [loaded["lora_name"].removesuffix("2") + "1", loaded["lora_name"]]
     assert stand_in.seen[-1][1]["model"] == loaded["lora_name"]
+
+
+def test_whole_weights_go_where_the_server_reads_them_again(stand_in, base, adapter, tmp_path):
+    """The adapter merged, in the place of shards and of the note on the old weights; vLLM's calls in their order, the model by its name."""
+    decoder = Decoder.load(base, torch.float32)
+    folder = tmp_path / "policy"
+    shutil.copytree(base, folder)
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text("{}")
+    url = f"http://127.0.0.1:{stand_in.server_port}/v1"
+    server = remote_rollout.load(RolloutConfig(url=url, weights=str(folder)), [STOP], VOCAB, {})
+    rollout, _ = remote_rollout.sample(server, (decoder, adapter), [PROMPT], 1, SAMPLING, step=1)
+    assert rollout.response_ids == [[97, 98, STOP]]
+    assert [(path, body) for path, body, _ in stand_in.seen[:3]] == [
+        ("/collective_rpc", {"method": "reload_weights"}), ("/reset_prefix_cache", None), ("/v1/models", None)
+    ]  # fmt: skip
+    assert stand_in.seen[3][1]["model"] == "/shared/policy"
+    assert {path.name for path in folder.iterdir()} == {path.name for path in base.iterdir()} - {"prepared.json"}
+    found, expected = Decoder.load(folder, torch.float32).hf_names(), decoder.folded(adapter).hf_names()
+    for name, weight in found.items():
+        torch.testing.assert_close(weight, expected[name], atol=1e-6, rtol=0)
+    stand_in.models = {"detail": "no"}
+    with pytest.raises(TrainingStopped, match="must list the model"):
+        remote_rollout.sample(server, (decoder, None), [PROMPT], 1, SAMPLING, step=2)
+    assert torch.equal(Decoder.load(folder, torch.float32).head, decoder.head)
+    (folder / "manifest.json").write_text("{}")
+    for place in (folder, tmp_path):
+        with pytest.raises(ConfigError, match="start the server on that"):
+            remote_rollout.load(RolloutConfig(url=url, weights=str(place)), [STOP], VOCAB, {})
 
 
 @pytest.mark.parametrize(
@@ -131,23 +167,23 @@ def test_each_step_s_adapter_takes_the_place_of_the_last(stand_in, adapter, tmp_
 def test_what_is_no_answer_in_tokens_is_refused(stand_in, adapter, tmp_path, answer, says):
     stand_in.answers = [(200, answer)]
     with pytest.raises(TrainingStopped, match=says):
-        remote_rollout.sample(load(stand_in, tmp_path), adapter, [PROMPT], 1, SAMPLING, step=1)
+        remote_rollout.sample(load(stand_in, tmp_path), (None, adapter), [PROMPT], 1, SAMPLING, step=1)
 
 
 def test_a_busy_server_is_asked_again_and_a_refusal_is_not(stand_in, adapter, tmp_path, monkeypatch):
     pauses = []
     monkeypatch.setattr(remote_rollout.time, "sleep", pauses.append)
     stand_in.answers = [(503, {}), (429, {}), (200, {"choices": [GOOD]})]
-    remote_rollout.sample(load(stand_in, tmp_path), adapter, [PROMPT], 1, SAMPLING, step=1)
+    remote_rollout.sample(load(stand_in, tmp_path), (None, adapter), [PROMPT], 1, SAMPLING, step=1)
     assert pauses == [1.0, 2.0]
     stand_in.seen.clear()
     stand_in.answers = [(400, {"error": "no such field"})]
-    with pytest.raises(TrainingStopped, match=r"failed at /completions \(400: .*no such field"):
-        remote_rollout.sample(load(stand_in, tmp_path), adapter, [PROMPT], 1, SAMPLING, step=1)
+    with pytest.raises(TrainingStopped, match=r"failed at /v1/completions \(400: .*no such field"):
+        remote_rollout.sample(load(stand_in, tmp_path), (None, adapter), [PROMPT], 1, SAMPLING, step=1)
     assert [path for path, _, _ in stand_in.seen].count("/v1/completions") == 1
     stand_in.answers = [(500, {})]
     with pytest.raises(TrainingStopped, match="goes on from the last saved state"):
-        remote_rollout.sample(load(stand_in, tmp_path), adapter, [PROMPT], 1, SAMPLING, step=1)
+        remote_rollout.sample(load(stand_in, tmp_path), (None, adapter), [PROMPT], 1, SAMPLING, step=1)
     assert [path for path, _, _ in stand_in.seen].count("/v1/completions") == 1 + remote_rollout.ATTEMPTS
 
 
@@ -176,8 +212,8 @@ def test_our_policy_server_gives_the_trainer_s_own_log_probs(base, adapter, tmp_
             decoder.config.vocab_size,
         )
         prompts = [[104, 105], [111, 110, 101, 32, 50]]
-        first, logprobs = remote_rollout.sample(server, adapter, prompts, 3, Sampling(8, seed=1), step=1)
-        second, _ = remote_rollout.sample(server, adapter, prompts, 3, Sampling(8, seed=1), step=2)
+        first, logprobs = remote_rollout.sample(server, (decoder, adapter), prompts, 3, Sampling(8, seed=1), step=1)
+        second, _ = remote_rollout.sample(server, (decoder, adapter), prompts, 3, Sampling(8, seed=1), step=2)
     finally:
         web.should_exit = True
         thread.join()

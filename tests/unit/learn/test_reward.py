@@ -1,15 +1,12 @@
 """The parts of the reward program whose result can be told by hand; training itself is in tests/learning/test_reward_learning.py."""
 
-import json
-import shutil
-
 import numpy as np
 import pytest
 import torch
 
 from plaudit.artifacts import ThumbRow
 from plaudit.errors import TrainingStopped
-from plaudit.learn import base_models, questions, reward, validation
+from plaudit.learn import base_models, questions, reward
 from plaudit.learn.configs import RewardConfig, from_dict
 from plaudit.learn.nets import ScalarHead
 from plaudit.learn.pairs_file import Pair
@@ -207,7 +204,7 @@ def test_the_finished_model_is_centred_head_by_head(base):
     settings, body, data, _ = begin(base, some, (0, 1), heads=heads, members=2, members_share="body")
     for i, head in enumerate(body.heads):
         head.bias.data.fill_(float(i + 1))
-    model, figures = reward.finished_model(settings, [body], data)
+    model, figures = reward.finished_model(settings, [body], [data])
     scores = reward.all_scores(body, data)  # (N, M, C)
     reference = torch.cat([scores[data.chosen], scores[data.rejected]])
     torch.testing.assert_close(reference.mean(dim=0), torch.zeros(2, 2), atol=1e-5, rtol=0)
@@ -222,37 +219,7 @@ def test_the_finished_model_is_centred_head_by_head(base):
 
 def test_held_out_figures_say_so_where_nothing_is_held_out():
     nothing = questions.Rows(rows(1), [], [], 0)
-    assert reward.validate(config(), [], None, nothing) == {"valid": None, "baselines": {}, "difference": {}}
-
-
-def test_traps_and_ablations_are_set_as_asked(base):
-    some = [Pair(**(vars(row) | {"chosen": "One. Two.", "family": f"f{i}"})) for i, row in enumerate(rows(4))]
-    settings, body, data, _ = begin(base, some)
-    model, _ = reward.finished_model(settings, [body], data)
-    tokenizer = ChatTokenizer.load(base)
-
-    def look(**validation):
-        asked = config(base, validation=validation)
-        return reward.look_closer(asked, tokenizer, model, questions.Rows(some, [], [], 0))
-
-    found = look(trap_prompts=2, ablations=3)
-    assert found["traps"]["n"] == 2
-    assert set(found["traps"]["by"]) == set(reward.validation.TRAPS)
-    assert [len(one["sentences"]) for one in found["ablations"]] == [2, 2, 2]
-    assert look(trap_prompts=0, ablations=0) == {}
-
-
-def test_scores_for_traps_are_those_of_the_checkpoint(base):
-    """By another road: the groups that training encodes."""
-    some = rows(3)
-    settings, body, data, _ = begin(base, some, first_layer=1)
-    model, _ = reward.finished_model(settings, [body], data)
-    found = reward.scorer(settings, ChatTokenizer.load(base), model)(
-        [row.messages for row in some], [(row.chosen, row.rejected) for row in some]
-    )
-    raw = reward.all_scores(body, data)[:, 0, 0]
-    expected = torch.stack([raw[data.chosen], raw[data.rejected]], dim=1) / model.sd
-    np.testing.assert_allclose(np.stack(found), expected, atol=1e-4)
+    assert reward.validate(config(), [], [], nothing) == {"valid": None, "baselines": {}, "difference": {}}
 
 
 def test_a_state_brings_back_bodies_optimizer_and_curve(base, tmp_path):
@@ -273,20 +240,3 @@ def test_a_state_brings_back_bodies_optimizer_and_curve(base, tmp_path):
     assert fresh[1].seen == second.seen
     np.testing.assert_array_equal(fresh[1].adam.first[0], second.adam.first[0])
     assert reward.restore(fresh, RunFolder(tmp_path / "empty")) is None
-
-
-def test_a_padded_text_is_cut_to_the_positions_of_a_base_with_few(base, tmp_path):
-    """The trap of ten times the answer is longer than any answer that was trained on, and may be longer than the base can read."""
-    small = shutil.copytree(base, tmp_path / "small")
-    shape = json.loads((small / "config.json").read_text()) | {"max_position_embeddings": 64}
-    (small / "config.json").write_text(json.dumps(shape))
-    some = rows(4)
-    settings, body, data, _ = begin(small, some, first_layer=1)
-    model, _ = reward.finished_model(settings, [body], data)
-    read = reward.scorer(settings, ChatTokenizer.load(small), model)
-    assert validation.traps(read, some)["n"] == 4
-    padded = " ".join([some[0].chosen] * validation.PADDING)
-    room = 64 - len(ChatTokenizer.load(small).render(some[0].messages))
-    assert len(padded) > 64 > room > 0
-    whole, cut = read([some[0].messages], [(padded, padded[:room])])[0]
-    assert whole == pytest.approx(cut, abs=1e-5)

@@ -13,6 +13,7 @@ from plaudit.store import experiment as looks
 from plaudit.store import monitoring
 from plaudit.store.database import Store
 
+ARMS = ("candidate", "control")
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 Chat = Callable[..., Interaction]
 
@@ -35,7 +36,9 @@ def test_quarantined_feedback_counts_for_nothing_until_it_is_lifted(
         with store.read() as tx:
             thumbs = monitoring.thumbs(tx, project.id, NOW, NOW + timedelta(hours=1))
             spoken = monitoring.traffic(tx, project.id, NOW, NOW + timedelta(hours=1)).n_with_feedback
-            down = sum(one.n_down for one in looks.exposures(tx, "exp_1")) + len(looks.first_thumbs_down(tx, "exp_1"))
+            down = sum(one.n_down for one in looks.exposures(tx, "exp_1", ARMS)) + len(
+                looks.first_thumbs_down(tx, "exp_1", ARMS)
+            )
         frozen, _ = snapshot.freeze(store, project.id, tmp_path, now=NOW)
         return len(thumbs), spoken, down, sum(frozen.counts["preferences"].values())
 

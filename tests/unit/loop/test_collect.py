@@ -333,3 +333,13 @@ def test_sixteen_clients_at_once_make_one_chain(store: Store, chat: Chat) -> Non
     follows = {row.supersedes for row in rows.values() if row.supersedes}
     assert len(follows) == len(rows) - 1  # every row but the head is superseded exactly once
     assert store.count(IdempotencyKey) == 80
+
+
+def test_turns_under_the_same_instructions_share_a_hash(store: Store, project: Project) -> None:
+    def asked(system: str | None, text: str) -> str | None:
+        said = [{"role": "system", "content": system}] if system else []
+        body = logged(messages=[*said, {"role": "user", "content": text}])
+        return collect.log_interaction(store, project.id, body, NOW).system_sha256
+
+    assert asked("Be kind.", "one") == asked("Be kind.", "two") != asked("Be brief.", "one")
+    assert asked(None, "one") is None

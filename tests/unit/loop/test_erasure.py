@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from plaudit.artifacts import publish
 from plaudit.domain import (
     AuditEntry,
     Checkpoint,
@@ -27,8 +28,12 @@ from plaudit.domain import (
     new_id,
 )
 from plaudit.errors import Corrupt, NotFound
-from plaudit.loop import collect, erasure, outcomes, release, snapshot
+from plaudit.formats import label_studio, trl
+from plaudit.formats.files import read_lines
+from plaudit.loop import collect, copies, erasure, outcomes, release, snapshot
+from plaudit.loop.exports import snapshot_records
 from plaudit.store.database import Store
+from plaudit.store.spool import REFUSED, Entry, Spool
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 Chat = Callable[..., Interaction]
@@ -219,3 +224,88 @@ def test_retention_erases_what_is_old_enough_each_user_apart(
     assert store.get(SnapshotRecord, frozen.id).purged_at == NOW
     assert [path.name for path in folder.folder.iterdir()] == ["manifest.json"]
     assert erasure.retain(store, tmp_path, project.id, 30, NOW) is None
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)  # its file is searched
+def test_an_erased_user_is_found_in_no_spool_no_export_and_no_copy(
+    store: Store, project: Project, lived_in: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    home, away = lived_in, tmp_path_factory.mktemp("away")
+    record, frozen = snapshot.freeze(store, project.id, home / "snapshots", now=NOW)
+    for file in (away / "rows.jsonl", away / "rows.jsonl.gz", away / "rows.zst", home / "rows.jsonl.zst"):
+        trl.write(snapshot_records(frozen.folder), file, kind="completion")
+        copies.of_file(frozen.folder, record.sha256, file, NOW)
+    label_studio.write(snapshot_records(frozen.folder), away / "one.json")
+    copies.of_file(frozen.folder, record.sha256, away / "one.json", NOW)
+    (away / "elsewhere.jsonl").write_text(SECRETS[0])  # written by somebody else
+    address = publish(frozen.folder, (away / "bucket").as_uri())
+    copies.of_folder(frozen.folder, record.sha256, address, NOW)
+    waiting = Spool(home / "spool")  # of a service that runs
+    theirs, bobs = (
+        collect.begin_interaction(
+            project, messages=[{"role": "user", "content": text}], actor=who, conversation_id=None, family=None,
+            training_use="allowed", attributes={}, sampling={}, assignment=None, config_version=1, now=NOW,
+        )
+        for who, text in ((SECRETS[3], f"{SECRETS[0]}!"), ("bob", f"{KEPT}?"))
+    )  # fmt: skip
+    answer = Response(
+        id="res_w", project_id=project.id, interaction_id=theirs.id, idx=0, text=SECRETS[1], finish_reason="stop", origin="served",
+        model="m", created_at=NOW,
+    )  # fmt: skip
+    for row in (theirs, answer, bobs):
+        waiting.append([Entry((row,))])
+    refused = next((home / "spool").glob("spool-*")).read_bytes()
+    (home / "spool" / REFUSED).write_bytes(refused)
+    everywhere = {"rows.jsonl", "one.json", "elsewhere.jsonl", f"bucket/{frozen.folder.name}/demonstrations.parquet"}
+    assert everywhere <= quoting(away, SECRETS[2]) | quoting(away, SECRETS[0])  # else the search below shows nothing
+
+    done = erasure.erase_user(store, home, project.id, SECRETS[3], "test", 0, NOW)
+    assert done.counts["waiting in the spool"] == 4
+    for file in (away / "rows.jsonl", away / "rows.jsonl.gz", away / "rows.zst", home / "rows.jsonl.zst"):
+        lines = [line for _, line in read_lines(file)]
+        assert {json.loads(line)["completion"][0]["content"] for line in lines} == {"In the menu, on top."}, file
+    assert not (away / "one.json").exists()
+    assert not any(quoting(home / "spool", secret) for secret in SECRETS)
+    assert (home / "spool" / REFUSED).stat().st_size == len(refused)
+
+    assert record.id in erasure.purge(store, project.id, NOW)
+    assert [path.name for path in (away / "bucket").rglob("*") if path.is_file()] == ["manifest.json"]
+    waiting.replay(store)
+    assert store.find(Interaction, actor="bob", id=bobs.id) == [bobs]
+    assert store.find(Interaction, id=theirs.id) == store.find(Response, id="res_w") == []
+    waiting.clear()
+    erasure.compact(store, project.id, NOW)
+    for secret in SECRETS:
+        assert quoting(home, secret) == set(), secret
+        assert quoting(away, secret) <= {"elsewhere.jsonl"}, secret
+
+
+def test_a_user_who_is_only_in_the_spool_is_erased_and_a_copy_out_of_reach_is_tried_again(
+    store: Store, project: Project, chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat(KEPT, actor="ada")
+    record, frozen = snapshot.freeze(store, project.id, tmp_path / "snapshots", now=NOW)
+    copies.of_folder(frozen.folder, record.sha256, "memory://gone", NOW)
+    done = erasure.erase_user(store, tmp_path, project.id, "ada", "test", 0, NOW)
+
+    def away(uri: str) -> None:
+        raise OSError(f"{uri} does not answer")
+
+    monkeypatch.setattr(erasure, "unpublish", away)
+    assert erasure.purge(store, project.id, NOW) == []
+    assert store.get(Erasure, done.id).purged_at is None
+    monkeypatch.undo()
+    assert erasure.purge(store, project.id, NOW) == [record.id]
+    assert store.get(Erasure, done.id).purged_at == NOW
+
+    waiting = Spool(tmp_path / "spool")
+    late = Interaction(
+        id=new_id(Interaction), project_id=project.id, conversation_id="c", turn=1, actor="eve", messages=(), family="f",
+        prompt_sha256="0", source="gateway", release_id=None, served_release_id=None, created_at=NOW,
+    )  # fmt: skip
+    waiting.append([Entry((late,))])
+    waiting.close()
+    only = erasure.erase_user(store, tmp_path, project.id, "eve", "test", 0, NOW)
+    assert only.counts["waiting in the spool"] == 1
+    with pytest.raises(NotFound):
+        erasure.erase_user(store, tmp_path, project.id, "eve", "test", 0, NOW)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -27,6 +31,7 @@ from plaudit.domain import (
 )
 from plaudit.errors import BadInput, Conflict, Corrupt, NotFound, PlauditError, Refused
 from plaudit.loop import experiment, govern, release
+from plaudit.loop.pilots import Pilot
 from plaudit.store.database import Store, open_store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -59,8 +64,8 @@ def checkpoint(store: Store, folder: Path, kind: CheckpointKind = CheckpointKind
     return row
 
 
-def candidate(store: Store, folder: Path) -> Release:
-    return release.create_candidate(store, P, checkpoint(store, folder).id, "candidate", URL, NOW)
+def candidate(store: Store, folder: Path, segment: str = "") -> Release:
+    return release.create_candidate(store, P, checkpoint(store, folder).id, "candidate", URL, NOW, segment=segment)
 
 
 def evaluate(store: Store, of: Release, gate: GateVerdict = GateVerdict.PASS) -> None:
@@ -84,21 +89,26 @@ def approve(store: Store, of: Release, stage: str, person: str, decision: Decisi
     govern.approve(store, P, of.id, stage, person, decision, "because", NOW)
 
 
-def canary(store: Store, folder: Path) -> Release:
-    made = candidate(store, folder)
+def canary(store: Store, folder: Path, segment: str = "") -> Release:
+    made = candidate(store, folder, segment)
     evaluate(store, made)
     approve(store, made, "canary", "ada")
     return release.to_canary(store, P, made.id, "op", NOW)
 
 
 def looked(store: Store, of: Release, verdict: str = "promote", at: datetime = NOW) -> Experiment:
-    running = experiment.start(store, P, of.id, release.live(store, P).id, NOW)
+    running = experiment.start(store, P, of.id, served(store, of.segment).id, NOW)
     figures = {"verdict": verdict, "reasons": ["as it is"], "at": at.isoformat()}
     return store.change(Experiment, running.id, figures=figures)
 
 
-def promoted(store: Store, folder: Path) -> Release:
-    made = canary(store, folder)
+def served(store: Store, segment: str) -> Release:
+    """What its users meet who are in no experiment."""
+    return store.first(Release, state=ReleaseState.LIVE, segment=segment) or release.live(store, P)
+
+
+def promoted(store: Store, folder: Path, segment: str = "") -> Release:
+    made = canary(store, folder, segment)
     looked(store, made)
     approve(store, made, "live", "bo")
     return release.promote(store, P, made.id, "op", NOW)
@@ -326,8 +336,68 @@ def test_every_move_passes_the_transition_table(store: Store) -> None:
         release._move(tx, release._live(tx, P), ReleaseState.CANARY, "op", "operator", "release.x", "", NOW)
 
 
+def test_a_segment_has_a_release_of_its_own_and_goes_back_to_everybodys(store: Store, tmp_path: Path) -> None:
+    base = release.live(store, P)
+    pro = promoted(store, tmp_path, "plan = pro")
+    assert (pro.segment, pro.state, release.live(store, P).id) == ("plan=pro", ReleaseState.LIVE, base.id)
+    config = experiment.serving_config(store, P)
+    assert experiment.assign(config, "u", None, {"plan": "pro"}).release_id == pro.id
+    assert experiment.assign(config, None, None, {"plan": "free"}).release_id == base.id
+    with pytest.raises(Conflict, match="not what the users of plan=pro are served by"):
+        experiment.start(store, P, canary(store, tmp_path, "plan=pro").id, base.id, NOW)
+    with pytest.raises(Conflict, match=r"unique|UNIQUE"):  # the database holds it too
+        store.change(Release, base.id, segment="plan=pro")
+    assert release.roll_back(store, P, "op", "worse", NOW, pro.id).id == base.id
+    assert experiment.assign(experiment.serving_config(store, P), "u", None, {"plan": "pro"}).release_id == base.id
+    govern.verify_audit(store, P)
+
+
+def test_what_a_segment_was_measured_against_may_go(store: Store, tmp_path: Path) -> None:
+    """A promotion for everybody ends the segment's experiment and leaves its canary; a rollback retires it."""
+    pro = canary(store, tmp_path, "plan=pro")
+    running = looked(store, pro)
+    everybodys = promoted(store, tmp_path)
+    assert store.get(Experiment, running.id).state == ExperimentState.STOPPED
+    assert store.get(Release, pro.id).state == ReleaseState.CANARY
+    again = looked(store, pro)
+    assert again.control_id == everybodys.id
+    release.roll_back(store, P, "op", "worse", NOW, everybodys.id)
+    assert store.get(Experiment, again.id).state == ExperimentState.STOPPED
+    assert store.get(Release, pro.id).state == ReleaseState.RETIRED
+
+
+def test_a_candidate_changes_its_users_only_before_anybody_decided(store: Store, tmp_path: Path) -> None:
+    made = candidate(store, tmp_path)
+    assert release.scope(store, P, made.id, "b=2,a=1", "op", NOW).segment == "a=1,b=2"
+    approve(store, made, "canary", "ada")
+    with pytest.raises(Conflict, match="decided on as it is"):
+        release.scope(store, P, made.id, "", "op", NOW)
+    with pytest.raises(BadInput, match="no segment"):
+        release.scope(store, P, made.id, "pro", "op", NOW)
+    with pytest.raises(Conflict, match="only a candidate"):
+        release.scope(store, P, release.live(store, P).id, "a=1", "op", NOW)
+
+
+def test_a_pilot_is_not_promoted_from(store: Store, tmp_path: Path) -> None:
+    made = canary(store, tmp_path)
+    running = experiment.start(store, P, made.id, release.live(store, P).id, NOW, pilot=Pilot(users=frozenset({"u"})))
+    store.change(Experiment, running.id, figures={"verdict": "promote", "at": NOW.isoformat()})
+    approve(store, made, "live", "bo")
+    with pytest.raises(Refused, match="is a pilot among chosen users"):
+        release.promote(store, P, made.id, "op", NOW)
+
+
+COMMANDS = ("canary", "promote", "roll back", "experiment")
+
+
+class Killed(Exception):
+    pass
+
+
 class Ledger(RuleBasedStateMachine):
-    """Random commands in any order. Every error must leave: one live release, at most one canary, no unapproved live one, a whole audit log."""
+    """Random commands in any order, for everybody and for two segments. Every error must leave: one live release for everybody, at most one
+    of a segment, at most one canary of each, no unapproved live one, a whole audit log. `killed` dies between two writes of a command, `race`
+    runs two commands at once, each over a connection of its own."""
 
     folder: Path
 
@@ -351,9 +421,25 @@ class Ledger(RuleBasedStateMachine):
     def one(self, index: int) -> str:
         return self.made[index % len(self.made)]
 
-    @rule()
-    def create(self) -> None:
-        self.made.append(candidate(self.store, self.root).id)
+    @rule(segment=st.sampled_from(["", "", "plan=pro", "lang=de"]))
+    def create(self, segment: str) -> None:
+        self.made.append(candidate(self.store, self.root, segment).id)
+
+    @precondition(lambda self: self.made)
+    @rule(index=st.integers(0, 9), segment=st.sampled_from(["", "plan=pro"]))
+    def scope(self, index: int, segment: str) -> None:
+        self.attempt(release.scope, self.store, P, self.one(index), segment, "op", self.clock)
+
+    @precondition(lambda self: self.made)
+    @rule(index=st.integers(0, 9))
+    def shadow(self, index: int) -> None:
+        self.attempt(release.to_shadow, self.store, P, self.one(index), "op", self.clock)
+
+    @precondition(lambda self: self.made)
+    @rule(index=st.integers(0, 9))
+    def stop(self, index: int) -> None:
+        for running in self.store.find(Experiment, candidate_id=self.one(index)):
+            self.attempt(experiment.stop, self.store, P, running.id, "op", "enough", self.clock)
 
     @precondition(lambda self: self.made)
     @rule(index=st.integers(0, 9), passes=st.booleans())
@@ -378,7 +464,7 @@ class Ledger(RuleBasedStateMachine):
     @precondition(lambda self: self.made)
     @rule(index=st.integers(0, 9), verdict=st.sampled_from(["promote", "hold"]))
     def experiment(self, index: int, verdict: str) -> None:
-        live = release.live(self.store, P).id
+        live = served(self.store, self.store.get(Release, self.one(index)).segment).id
         self.attempt(experiment.start, self.store, P, self.one(index), live, self.clock)
         for running in self.store.find(Experiment, state=ExperimentState.RUNNING):
             self.store.change(Experiment, running.id, figures={"verdict": verdict, "at": self.clock.isoformat()})
@@ -393,7 +479,8 @@ class Ledger(RuleBasedStateMachine):
     def whole_way(self, index: int) -> None:
         """Walks alone would seldom get as far as live."""
         made = self.store.get(Release, self.one(index))
-        if made.state == ReleaseState.CANDIDATE and not self.store.count(Release, state=ReleaseState.CANARY):
+        others = self.store.count(Release, state=ReleaseState.CANARY, segment=made.segment)
+        if made.state == ReleaseState.CANDIDATE and not others:
             evaluate(self.store, made)
             for stage, person in (("canary", "ada"), ("live", "bo")):
                 self.attempt(govern.approve, self.store, P, made.id, stage, person, Decision.APPROVE, "yes", self.clock)
@@ -411,21 +498,83 @@ class Ledger(RuleBasedStateMachine):
         named = {} if index is None or not self.made else {"release_id": self.one(index)}
         self.attempt(release.roll_back, self.store, P, "op", "because", self.clock, **named)
 
+    def command(self, kind: str, index: int, store: Store) -> None:
+        match kind:
+            case "canary":
+                release.to_canary(store, P, self.one(index), "op", self.clock)
+            case "promote":
+                release.promote(store, P, self.one(index), "op", self.clock)
+            case "roll back":
+                release.roll_back(store, P, "op", "because", self.clock)
+            case _:
+                live = served(store, store.get(Release, self.one(index)).segment).id
+                experiment.start(store, P, self.one(index), live, self.clock)
+
+    @precondition(lambda self: self.made)
+    @rule(index=st.integers(0, 9), kind=st.sampled_from(COMMANDS), written=st.integers(0, 3))
+    def killed(self, index: int, kind: str, written: int) -> None:
+        """After `written` entries of the audit log; nothing of the command stays."""
+        left = written
+
+        def die(*arguments: Any, **named: Any) -> AuditEntry:
+            nonlocal left
+            if left == 0:
+                raise Killed
+            left -= 1
+            return audit(*arguments, **named)
+
+        audit, states = govern.audit, {r.id: r.state for r in self.store.find(Release)}
+        with mock.patch.object(govern, "audit", die), suppress(PlauditError):
+            try:
+                self.command(kind, index, self.store)
+            except Killed:
+                assert {r.id: r.state for r in self.store.find(Release)} == states
+
+    @precondition(lambda self: self.made)
+    @rule(index=st.integers(0, 9), kinds=st.tuples(st.sampled_from(COMMANDS), st.sampled_from(COMMANDS)))
+    def race(self, index: int, kinds: tuple[str, str]) -> None:
+        other = open_store(self.store.url)
+        start = threading.Barrier(2)
+
+        def act(kind: str, store: Store) -> None:
+            start.wait(60)
+            with suppress(PlauditError):
+                self.command(kind, index, store)
+
+        with ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(act, kind, to) for kind, to in zip(kinds, (self.store, other), strict=True)]:
+                done.result()
+        other.close()
+
     @invariant()
     def holds(self) -> None:
-        live = self.store.find(Release, state=ReleaseState.LIVE)
-        assert len(live) == 1
-        assert self.store.count(Release, state=ReleaseState.CANARY) <= 1
-        if live[0].id != self.base:
-            approvals = self.store.find(release.Approval, release_id=live[0].id, decision=Decision.APPROVE)
+        live = {one.segment: one for one in self.store.find(Release, state=ReleaseState.LIVE)}
+        assert len(live) == self.store.count(Release, state=ReleaseState.LIVE)
+        assert "" in live
+        for segment in ("", "plan=pro", "lang=de"):
+            assert self.store.count(Release, state=ReleaseState.CANARY, segment=segment) <= 1
+        assert self.store.count(Release, state=ReleaseState.SHADOW) <= 1
+        for one in live.values():
+            if one.id == self.base:
+                continue
+            approvals = self.store.find(release.Approval, release_id=one.id, decision=Decision.APPROVE)
             assert {a.stage for a in approvals} == {"canary", "live"}
             assert len({a.person for a in approvals}) == 2
-            assert self.store.count(Evaluation, checkpoint_id=live[0].checkpoint_id, gate=GateVerdict.PASS)
+            assert self.store.count(Evaluation, checkpoint_id=one.checkpoint_id, gate=GateVerdict.PASS)
         running = self.store.find(Experiment, state=ExperimentState.RUNNING)
-        assert len(running) <= 1
+        segments = []
         for one in running:
-            assert self.store.get(Release, one.candidate_id).state == ReleaseState.CANARY
-            assert one.control_id == live[0].id
+            tried = self.store.get(Release, one.candidate_id)
+            assert tried.state == ReleaseState.CANARY
+            control = self.store.get(Release, one.control_id)
+            assert control.state == ReleaseState.LIVE
+            assert control.segment in (tried.segment, "")
+            segments.append(tried.segment)
+        assert len(segments) == len(set(segments))
+        config = experiment.serving_config(self.store, P)
+        for user in ("u1", "u2", "u3"):
+            for said in ({}, {"plan": "pro"}, {"plan": "pro", "lang": "de"}):
+                config.release(experiment.assign(config, user, None, said).release_id)
         govern.verify_audit(self.store, P)
 
     def teardown(self) -> None:

@@ -360,6 +360,52 @@ def test_an_adapter_is_exchanged_in_its_place(base, policy, tmp_path):
     assert exchanged == ask(base, alone, adapters={"v2": tmp_path / "v2"})
 
 
+def test_weights_are_read_again_between_answers(base, tmp_path):
+    """vLLM's call: the answer in progress ends with the old weights, the next is of the new ones, and no cached prompt outlives them."""
+    folder = tmp_path / "policy"
+    shutil.copytree(base, folder)
+    other = Decoder.load(base, torch.float32)
+    with torch.no_grad():
+        other.get_parameter("head").mul_(-1.0)
+    greedy = CHAT | {"temperature": 0, "max_tokens": 40, "logprobs": True}
+
+    async def talk(client, server):
+        async def said():
+            body = (await client.post("/chat/completions", json=greedy)).json()
+            return [entry["token_id"] for entry in body["choices"][0]["logprobs"]["content"]]
+
+        async def reload(method="reload_weights"):
+            return await client.post("http://t/collective_rpc", json={"method": method})
+
+        first = await said()
+        under_way = asyncio.create_task(said())
+        while not server.engine.load["running"]:
+            await asyncio.sleep(0)
+        checkpoint.write_weights(folder, other, None)
+        answers = [await reload(), await reload("save_sharded_state"), await client.post("http://t/reset_prefix_cache")]
+        statuses = [answer.status_code for answer in answers]
+        shape = json.loads((folder / "config.json").read_text())
+        second = await said()
+        (folder / "config.json").write_text(json.dumps(shape | {"max_position_embeddings": 64}))
+        return first, await under_way, second, statuses, (await reload()).json()["error"]["message"]
+
+    first, under_way, second, statuses, shape = ask(folder, talk, prompt_cache_bytes=10**8, reload_weights=True)
+    assert statuses == [200, 400, 200]
+    assert first == under_way != second
+    assert "another shape" in shape
+
+    async def alone(client, server):
+        body = (await client.post("/chat/completions", json=greedy)).json()
+        refused = await client.post("http://t/collective_rpc", json={"method": "reload_weights"})
+        ids = [entry["token_id"] for entry in body["choices"][0]["logprobs"]["content"]]
+        return ids, refused.json()["error"]["message"]
+
+    (folder / "config.json").write_bytes((base / "config.json").read_bytes())
+    ids, refused = ask(folder, alone)
+    assert second == ids
+    assert "--reload-weights" in refused
+
+
 def test_health_follows_the_worker(base):
     async def talk(client, server):
         healthy = await client.get("http://t/healthz")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from plaudit.errors import ConfigError
@@ -62,10 +63,17 @@ class KLConfig:
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """A server that speaks vLLM's protocol and samples for `ppo` and `grpo` as token ids, with the adapter of each step (docs/scale.md)."""
+    """A server that speaks vLLM's protocol and samples for `ppo` and `grpo` as token ids, with the weights of each step (docs/scale.md)."""
 
     url: str = option(MISSING, "its address with the version, such as http://gpu:8000/v1")
-    adapters: str = option(MISSING, "folder for each step's adapter, which the server must see under the same path")
+    adapters: str = option(
+        "", "folder for each step's adapter, which the server must see under the same path; this or `weights`"
+    )
+    weights: str = option(
+        "",
+        "the model folder that the server was started on: each step's whole weights are put there, an adapter merged into them, and the "
+        "server reads them again; needed where lora is null",
+    )
     logprobs: Literal["raw", "processed"] = option(
         "raw",
         "what its log-probs are of, vLLM's --logprobs-mode: raw are those before the temperature, so that needs to be 1 then",
@@ -79,6 +87,10 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         check(self, "url", self.url.startswith(("http://", "https://")), "an http or https address")
+        if bool(self.adapters) == bool(self.weights):
+            raise ConfigError(
+                f"RolloutConfig.adapters is {self.adapters!r} and weights is {self.weights!r}; name exactly one of them."
+            )
         check(self, "cap", self.cap >= 1, "at least 1")
         at_least(self, 1, "parallel")
         check(self, "timeout_s", self.timeout_s > 0, "above 0")
@@ -98,7 +110,7 @@ class GuardsConfig:
 
     judge: str = option(
         "",
-        "reward Checkpoint of another seed or other data, never trained against, that scores every rollout; empty: none",
+        "reward Checkpoint of another seed, other data or another base, never trained against, that scores every rollout; empty: none",
     )
     on_critical: Literal["warn", "stop", "best"] = option(
         "best",
@@ -155,6 +167,9 @@ class OnlineConfig:
     snapshot: str = option(MISSING, "Snapshot folder that holds the prompts")
     base: str = option(MISSING, "prepared base model folder")
     reward: Reward = option(MISSING, REWARD_DOC)
+    bases: tuple[str, ...] = option(
+        (), "prepared folders of other bases that reward models or the judge stand on; those beside `base` are found"
+    )
     start: str = option("", "policy Checkpoint to start from, which then is the reference; empty: the base is both")
     seed: int = option(0, "order of prompts, sampling, initial weights")
     lora: LoraConfig | None = option(
@@ -203,9 +218,16 @@ class OnlineConfig:
             check(self, name, value is None or value > 0, "above 0, or null")
         rollout = self.sampling.prompts_per_step
         check(self, "minibatches", self.minibatches <= rollout, f"at most the {rollout} prompts of a rollout")
-        if self.rollout is not None and self.lora is None:
+        if self.rollout is not None and self.rollout.adapters and self.lora is None:
             raise ConfigError(
-                f"rollout names {self.rollout.url}, which takes adapters, but lora is null; train an adapter, or sample here."
+                f"rollout.adapters is {self.rollout.adapters!r}, but lora is null, so there is no adapter; name the model folder of the server "
+                "in rollout.weights instead."
+            )
+        weights = self.rollout.weights if self.rollout is not None else ""
+        if weights and Path(weights).resolve() == Path(self.base).resolve():
+            raise ConfigError(
+                f"rollout.weights is {weights!r}, the run's own base, whose weights would be lost; copy it, start the server on the copy, and "
+                "name that."
             )
         if self.rollout is not None and self.rollout.logprobs == "raw" and self.sampling.temperature != 1:
             raise ConfigError(
@@ -300,6 +322,9 @@ class BestOfConfig:
 
     base: str = option(MISSING, "prepared base model folder")
     reward: Reward = option(MISSING, REWARD_DOC)
+    bases: tuple[str, ...] = option(
+        (), "prepared folders of other bases that reward models or the judge stand on; those beside `base` are found"
+    )
     snapshot: str = option("", "Snapshot folder that holds the prompts; this or `inputs`")
     inputs: str = option("", 'JSONL file of prompts, rows {"messages", "id"?}; this or `snapshot`')
     split: Literal["train", "valid", "test"] = option("train", "which split of the Snapshot's prompts")

@@ -40,7 +40,7 @@ class ModelTerm(RewardTerm):
     kind: Literal["model"] = option("model", KIND)
     checkpoints: tuple[str, ...] = option(
         MISSING,
-        "reward Checkpoint folders on this base; all their members together; `newest` in a turn's config: the one it has just trained",
+        "reward Checkpoint folders, on this base or another; all their members together; `newest` in a turn's config: the one it has just trained",
     )
     combine: Literal["mean", "minimum", "mean_minus_sd"] = option(
         "mean", "one score from the members' (Coste et al. 2023); the others than mean need two members"
@@ -190,8 +190,7 @@ Term = (
 TERMS: dict[str, type[Term]] = {kind.kind: kind for kind in get_args(Term)}
 Reward = str | tuple[Term, ...]
 REWARD_DOC = (
-    "what the policy learns to please: a reward Checkpoint folder on the same base, your own package.module:function, "
-    "or a list of terms"
+    "what the policy learns to please: a reward Checkpoint folder, your own package.module:function, or a list of terms"
 )
 
 

@@ -25,6 +25,10 @@ class ScoreConfig:
     )
     reward: str = option("", "reward Checkpoint, needed by `score`")
     policy: str = option("", "policy Checkpoint, needed by `kl`")
+    bases: tuple[str, ...] = option(
+        (),
+        "prepared folders of other bases that the reward model or its members stand on; those beside `base` are found",
+    )
     max_prompt_tokens: int = option(1024, "longer conversations lose their oldest tokens")
     max_response_tokens: int = option(512, "longer responses lose their end and count as unfinished")
     compute: ComputeConfig = option(ComputeConfig, "layout on this machine")

@@ -44,9 +44,11 @@ class ValidationConfig:
     trap_prompts: int = option(12, "prompts to which trap texts are scored against real answers; 0: none")
     ablations: int = option(6, "held-out answers that are scored again without each of their sentences; 0: none")
 
+    thumbs: int = option(200, "held-out thumbs of users that are scored, for the AUC of score for thumb; 0: none")
+
     def __post_init__(self) -> None:
         at_least(self, 1, "points_per_epoch")
-        at_least(self, 0, "trap_prompts", "ablations")
+        at_least(self, 0, "trap_prompts", "ablations", "thumbs")
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,10 @@ class RewardConfig:
     members: int = option(1, "an ensemble of this many models in one Checkpoint, which differ by seed and bootstrap")
     members_share: Literal["trunk", "body"] = option(
         "trunk", "trunk: each member has an adapter of its own above first_layer; body: all but the head is one"
+    )
+    other_bases: tuple[str, ...] = option(
+        (),
+        "prepared folders of other bases (other sizes, other tokenizers) on which members stand in turn, the first member on `base`",
     )
     bootstrap: bool = option(True, "each member sees prompt families drawn with replacement (an ensemble only)")
     seed: int = option(0, "initial weights and order of the data")
@@ -161,7 +167,7 @@ class RewardConfig:
         if self.heads and all(head.weight == 0 for head in self.heads):
             raise ConfigError("RewardConfig.heads all have weight 0, so every score would be 0; give one a weight.")
         if self.members == 1:
-            for name, default in (("members_share", "trunk"), ("bootstrap", True)):
+            for name, default in (("members_share", "trunk"), ("bootstrap", True), ("other_bases", ())):
                 if getattr(self, name) != default:
                     raise ConfigError(
                         f"RewardConfig.{name} is {getattr(self, name)!r}, but members is 1: there is no ensemble."
@@ -169,6 +175,15 @@ class RewardConfig:
         elif self.members_share == "trunk" and self.lora is None:
             raise ConfigError(
                 "RewardConfig.lora is null, but members that share a trunk are adapters; set members_share to 'body', or use LoRA."
+            )
+        elif self.other_bases and self.members_share == "body":
+            raise ConfigError(
+                "RewardConfig.members_share is 'body', but members on other_bases cannot share one; set it to 'trunk'."
+            )
+        elif self.members <= len(self.other_bases):
+            raise ConfigError(
+                f"RewardConfig.members is {self.members}, but with {len(self.other_bases)} other_bases the bases are "
+                f"{1 + len(self.other_bases)}; take as many members at least, or leave bases out."
             )
 
 

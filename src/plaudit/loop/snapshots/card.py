@@ -93,9 +93,19 @@ def known_gaps(body: Mapping[str, Any], config: Mapping[str, Any], shown: Mappin
         "Pairs of opposite Preferences about the same answers are in it.": bool(
             body["found"].get("contradictions") and curation["contradictions"] == "keep"
         ),
+        _unlicensed(lineage): bool(_unlicensed(lineage)),
         "One user is behind more than a tenth of what users are behind.": _dominates(shown["users"]),
     }
     return [sentence for sentence, holds in said.items() if holds]
+
+
+def _unlicensed(lineage: Mapping[str, Any]) -> str:
+    rights = lineage.get("rights", {})
+    n = rights.get("data", {}).get("unknown", 0) + rights.get("models", {}).get("unknown", 0)
+    names = [f"{subject} {name}" for subject, named in rights.get("declared", {}).items() for name in named]
+    return (
+        f"Nobody has said the licence of everything in it; look at {', '.join(names) or 'the base model'}." if n else ""
+    )
 
 
 def _dominates(users: Mapping[str, int]) -> bool:
@@ -119,6 +129,7 @@ def _sections(body: Mapping[str, Any], shown: Mapping[str, Mapping[str, int]]) -
             list(shown["probability"].items()),
         ),
         Section("Length", "Rows by the mean length of their answers.", list(shown["chars"].items())),
+        Section("Rights", "Rows by licence and terms; provenance.parquet says it of each row.", _rights(lineage)),
         Section("Users", "Whose words and judgements these are.", list(shown["users"].items())),
         Section(
             "Removed", "What each filter took out; manifest.json names some of each.", list(body["filters"].items())
@@ -127,6 +138,11 @@ def _sections(body: Mapping[str, Any], shown: Mapping[str, Mapping[str, int]]) -
         Section("Origin", f"Made by Plaudit {lineage['code_version']} from:", facts),
     ]
     return [section for section in sections if section.rows]
+
+
+def _rights(lineage: Mapping[str, Any]) -> list[tuple[str, int]]:
+    rights, titles = lineage.get("rights", {}), {"data": "data", "models": "written by a model", "terms": "terms"}
+    return [(f"{titles[kind]}: {name}", n) for kind in titles for name, n in rights.get(kind, {}).items()]
 
 
 # --- two forms of the same sections ------------------------------------------------------------------------------------

@@ -20,13 +20,16 @@ from numpy.typing import NDArray
 N_HASHES, BANDS, SEED = 64, 16, 1
 SHINGLE_WORDS = 3
 _WORD = re.compile(r"\w+")
+_SPACED = {
+    sign: " " for sign in range(128) if not _WORD.match(chr(sign))
+}  # of an ASCII text this leaves the same words, sooner
 
 Signatures = NDArray[np.uint16]  # (n, N_HASHES)
 
 
 def shingles(text: str, mark: str = "") -> list[str]:
     """Runs of three words without case and signs, each after `mark`; a shorter text is one run."""
-    words = _WORD.findall(text.casefold())
+    words = text.translate(_SPACED).lower().split() if text.isascii() else _WORD.findall(text.casefold())
     if len(words) <= SHINGLE_WORDS:
         return [mark + " ".join(words)]
     return [f"{mark}{a} {b} {c}" for a, b, c in zip(words, words[1:], words[2:], strict=False)]

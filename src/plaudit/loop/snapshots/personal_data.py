@@ -11,6 +11,7 @@ meets: a batch of texts is searched for it by pyarrow at once, and only what mee
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,10 +76,16 @@ def rules(treatments: Mapping[str, str], finders: Mapping[str, Finder] | None = 
 
 def screen(made: Sequence[Rule], texts: Sequence[str]) -> list[Screened]:
     """Every text through every rule."""
+    found = _found(made, texts)
+    return [found.get(at) or Screened(text, {}, False) for at, text in enumerate(texts)]
+
+
+def _found(made: Sequence[Rule], texts: Sequence[str]) -> dict[int, Screened]:
+    """By place, the texts in which a rule finds something: few of many."""
     import pyarrow as pa
     from pyarrow import compute
 
-    shown, drop = list(texts), [False] * len(texts)
+    shown, drop = list(texts), set[int]()
     found: dict[int, Counter[str]] = {}
     array = pa.array(shown, pa.large_string())
     for rule in made:
@@ -90,26 +97,30 @@ def screen(made: Sequence[Rule], texts: Sequence[str]) -> list[Screened]:
             spans = rule.find(shown[at])
             if spans:
                 found.setdefault(at, Counter())[rule.kind] += len(spans)
-                drop[at] = drop[at] or rule.treatment is Treatment.DROP
+                drop.update([at] if rule.treatment is Treatment.DROP else [])
                 if rule.treatment is Treatment.REDACT:
                     shown[at] = _redacted(shown[at], spans, f"[{rule.kind}]")
-    return [Screened(text, found.get(at, {}), drop[at]) for at, text in enumerate(shown)]
+    return {at: Screened(shown[at], kinds, at in drop) for at, kinds in found.items()}
 
 
 def screen_rows(
-    made: Sequence[Rule], rows: Sequence[Mapping[str, Any]]
+    made: Sequence[Rule], rows: Sequence[dict[str, Any]]
 ) -> list[tuple[dict[str, Any], Counter[str], bool]]:
     """Rows with `messages` and any of TEXT_FIELDS: each as it may be kept, what was found in it, and whether it must go."""
-    flat = [_texts(row) for row in rows]
-    screened = iter(screen(made, [text for texts in flat for text in texts]))
-    kept = []
-    for row, texts in zip(rows, flat, strict=True):
-        parts = [next(screened) for _ in texts]
-        found = sum((Counter(part.found) for part in parts if part.found), Counter())
-        changed = any(part.text != text for part, text in zip(parts, texts, strict=True))
-        shown = _with_texts(row, [part.text for part in parts]) if changed else dict(row)
-        kept.append((shown, found, any(part.drop for part in parts)))
-    return kept
+    texts: list[str] = []
+    ends = []
+    for row in rows:
+        texts += _texts(row)
+        ends.append(len(texts))
+    found = _found(made, texts)
+    screened: list[tuple[dict[str, Any], Counter[str], bool]] = [(row, Counter(), False) for row in rows]
+    for place in sorted({bisect_right(ends, at) for at in found}):
+        its = range(ends[place - 1] if place else 0, ends[place])
+        parts = [found[at] for at in its if at in found]
+        counts = sum((Counter(part.found) for part in parts), Counter[str]())
+        shown = _with_texts(rows[place], [found[at].text if at in found else texts[at] for at in its])
+        screened[place] = shown, counts, any(part.drop for part in parts)
+    return screened
 
 
 def _spans(detector: Detector) -> Finder:

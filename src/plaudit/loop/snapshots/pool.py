@@ -16,16 +16,16 @@ import hashlib
 import marshal
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from plaudit.artifacts import OPTIONAL, TABLES, canonical, sha256_of
+from plaudit.artifacts import TABLES, THUMBS, Cells, ThumbRow, canonical, sha256_of
 from plaudit.domain import Message
 from plaudit.errors import BadInput
 from plaudit.loop.prompts import question_sha256, text_of
@@ -36,6 +36,11 @@ from plaudit.loop.snapshots.splits import EVALUATION, UNLEARNT, families_togethe
 BATCH = 5000  # rows that are screened at once
 N_EXAMPLES = 5
 ANSWERS = personal_data.TEXT_FIELDS
+# table -> the fields of its rows, each with what it is where a row does not say
+_HELD = {
+    table: [(spec.name, "" if spec.name == "split" else spec.default) for spec in fields(kind)]
+    for table, kind in {**TABLES, THUMBS: ThumbRow}.items()
+}
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,8 @@ class Candidate:
     method: str = ""  # of the conclusion, after its source
     batch: str | None = None
     models: tuple[str, ...] = ()  # that wrote its answers, or what a person edited
+    imported: str = ""  # the import that it came with
+    forbidden: bool = False  # the terms that were declared of its import or models forbid training
     active: bool = False  # active selection asked for it
     slice: str = ""
     probability: float = 1.0
@@ -197,7 +204,7 @@ class Pool:
         curation = self.curation
         if one.source in curation.without or (one.batch is not None and one.batch in curation.without):
             return f"source {one.source if one.source in curation.without else one.batch} left out"
-        if any(fnmatchcase(name, pattern) for name in one.models for pattern in curation.forbidden_models):
+        if one.forbidden or any(fnmatchcase(name, like) for name in one.models for like in curation.forbidden_models):
             return "terms of the upstream forbid training"
         if one.probability < curation.min_probability:
             return "low agreement"
@@ -220,6 +227,9 @@ class Pool:
         kept = []
         screened = personal_data.screen_rows(self._rules, [row for _, row in batch])
         for (one, _), (row, found, drop) in zip(batch, screened, strict=True):
+            if not found:
+                kept.append((one, row))
+                continue
             self.tally.found.update({f"personal data: {kind}": n for kind, n in found.items()})
             if drop:
                 kinds = "+".join(rule.kind for rule in self._rules if rule.kind in found and rule.treatment == "drop")
@@ -230,6 +240,7 @@ class Pool:
 
     def _keep(self, batch: Sequence[tuple[Candidate, dict[str, Any]]]) -> None:
         asked, said = [], []
+        held = _HELD[batch[0][0].table] if batch else ()
         for one, row in batch:
             prompt = canonical(list(row["messages"]))
             if "chosen" in row:
@@ -237,7 +248,7 @@ class Pool:
                 one.mirror = _digest(prompt, row["criterion"], row["rejected"], row["chosen"])
             elif "response" in row:
                 one.content = _digest(prompt, row["response"])
-            data = marshal.dumps(row)
+            data = marshal.dumps(tuple([prompt.decode() if n == "messages" else row.get(n, d) for n, d in held]))
             self._file.write(len(data).to_bytes(4))
             self._file.write(data)
             if self.curation.near_duplicates:
@@ -253,11 +264,7 @@ class Pool:
     def decide(self, held_out: HeldOut, seed: int, fractions: Sequence[float]) -> None:
         """Give every candidate that stays its split."""
         alike, near_held, links = self._near(held_out)
-        for one in self.candidates:
-            links.append((one.family, ("question", one.question)))
-            if one.conversation is not None:
-                links.append((one.family, ("conversation", one.conversation)))
-        together = families_together(links)
+        together = families_together(chain(links, self._links()))
         slices: dict[str, Counter[str]] = defaultdict(Counter)
         if self.curation.stratify_by:
             for one in self.candidates:
@@ -271,6 +278,13 @@ class Pool:
         self._held_out(held_out, near_held)
         self._prompts_seen_before()
         self._caps()
+
+    def _links(self) -> Iterator[tuple[str, Hashable]]:
+        """Each family with the questions and conversations that it shares with others."""
+        for one in self.candidates:
+            yield one.family, one.question  # a digest, so no conversation is called the same
+            if one.conversation is not None:
+                yield one.family, ("conversation", one.conversation)
 
     def _near(self, held_out: HeldOut) -> tuple[list[tuple[int, int]], set[int], list[tuple[str, Any]]]:
         """Candidates alike in all they say, candidates that ask nearly what is held out, and which families are linked by near questions."""
@@ -295,13 +309,14 @@ class Pool:
         return alike, near_held, links
 
     def _exact_duplicates(self) -> None:
-        best: dict[tuple[str, bytes], Candidate] = {}
-        for one in self.candidates:
-            if one.table in ("preferences", "demonstrations"):  # a thumb is a vote: two are no duplicate of each other
-                known = best.setdefault((one.table, one.content), one)
+        for table in ("preferences", "demonstrations"):  # a thumb is a vote: two are no duplicate of each other
+            best: dict[bytes, Candidate] = {}
+            _, first, end = self._parts.get(table, (0, 0, 0))
+            for one in islice(self.candidates, first, end):
+                known = best.setdefault(one.content, one)
                 if known is not one:
                     worse = one if _rank(known) <= _rank(one) else known
-                    best[(one.table, one.content)] = known if worse is one else one
+                    best[one.content] = known if worse is one else one
                     self._remove(worse, "exact duplicate")
 
     def _near_duplicates(self, alike: Sequence[tuple[int, int]]) -> None:
@@ -374,15 +389,16 @@ class Pool:
     def kept(self, table: str | None = None) -> Iterator[Candidate]:
         return (one for one in self.candidates if one.split and table in (None, one.table))
 
-    def rows(self, table: str) -> Iterator[Any]:
-        """Rows of the table's kind (artifacts), read back one after another."""
-        kind = {**TABLES, **OPTIONAL}[table]
+    def rows(self, table: str) -> Iterator[Cells]:
+        """The cells of the table's rows (artifacts.Columns), read back one after another."""
+        place = [name for name, _ in _HELD[table]].index("split")
         start, first, end = self._parts.get(table, (0, 0, 0))
         self._file.seek(start)
         for one in islice(self.candidates, first, end):
             data = self._file.read(int.from_bytes(self._file.read(4)))
             if one.split:
-                yield kind(**marshal.loads(data), split=one.split)
+                cells = marshal.loads(data)
+                yield (*cells[:place], one.split, *cells[place + 1 :])
 
 
 def _rank(one: Candidate) -> tuple[float, str]:

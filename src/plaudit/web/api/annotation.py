@@ -5,8 +5,8 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from plaudit.domain import utc_now
-from plaudit.loop import annotate
+from plaudit.domain import Person, utc_now
+from plaudit.loop import annotate, quality
 from plaudit.loop.annotate import Loan
 from plaudit.openai_protocol import Json
 from plaudit.web.access import key_of, person_of
@@ -68,12 +68,30 @@ async def progress(request: Request) -> Response:
     )
 
 
+async def annotators(request: Request) -> Response:
+    """GET /v1/annotation/annotators: who is paused, qualified and assigned."""
+    door = door_of(request)
+    found = await door.run(quality.annotators, door.store, key_of(request).project_id, utc_now())
+    return json_response({"annotators": found})
+
+
+async def change_annotator(request: Request) -> Response:
+    """POST /v1/annotation/annotators: pause, resume, qualify a person, or assign work to them (`act`), in the name of the key's Person,
+    or of the key where it is nobody's."""
+    door, key = door_of(request), key_of(request)
+    body = await read_json(request)
+    by = key.name if key.person_id is None else (await door.run(door.store.get, Person, key.person_id)).name
+    return json_response(await door.run(quality.act, door.store, key.project_id, by, body, utc_now()))
+
+
 def _shown(loan: Loan) -> Json:
     return {
         "lease_id": loan.lease.id,
         "comparison_id": loan.comparison.id,
         "expires_at": loan.lease.expires_at.isoformat(),
         "kind": loan.comparison.kind,
+        "criteria": list(loan.comparison.criteria),
+        "scale": {"min": loan.scale[0], "max": loan.scale[1]} if loan.scale is not None else None,
         "messages": list(loan.comparison.messages),
         "guideline": {"version": loan.guideline.version, "text": loan.guideline.text} if loan.guideline else None,
         "responses": [{"id": response.id, "text": response.text} for response in loan.responses],

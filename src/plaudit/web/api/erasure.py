@@ -6,19 +6,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from plaudit.domain import utc_now
-from plaudit.loop import body as fields
-from plaudit.loop import erasure
+from plaudit.loop import erasure, shapes
 from plaudit.loop.collect import MAX_NAME_CHARS
 from plaudit.web.access import key_of
 from plaudit.web.door import door_of, read_json
 from plaudit.web.problems import json_response
 
+ERASURE = shapes.shape({"user": shapes.text(MAX_NAME_CHARS, "The pseudonym that the turns had.")})
+
 
 async def erase(request: Request) -> Response:
     """POST /v1/erasure {user}: 201 what was erased; the worker rewrites the store's file and purges what was built from it."""
     door, key = door_of(request), key_of(request)
-    body = fields.checked(await read_json(request), "The erasure", ("user",))
-    user = fields.needed(body, "user", max_chars=MAX_NAME_CHARS)
+    user = shapes.read(await read_json(request), "The erasure", ERASURE)["user"]
     settings = door.settings
     done = await door.run(
         erasure.erase_user,

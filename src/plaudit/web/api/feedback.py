@@ -64,7 +64,13 @@ async def _assignment(door: Door, project_id: str, body: Any) -> Assignment | No
         return None
     spoken = body.get("conversation_id")
     serving = await door.configs.current(project_id)
-    return await door.configs.assign(serving, body["user"], spoken if isinstance(spoken, str) else None)
+    declared = body.get("attributes")
+    return await door.configs.assign(
+        serving,
+        body["user"],
+        spoken if isinstance(spoken, str) else None,
+        declared if isinstance(declared, dict) else None,
+    )
 
 
 def _said_of(door: Door, interaction: Interaction) -> Json:
@@ -122,7 +128,9 @@ async def _record(request: Request, bodies: Sequence[Any]) -> list[FeedbackResul
     door = door_of(request)
     claims: Claims | None = getattr(request.state, "claims", None)
     project_id = claims.project_id if claims else key_of(request).project_id
-    return await door.run(collect.record_feedbacks, door.store, project_id, bodies, utc_now(), claims)
+    results = await door.run(collect.record_feedbacks, door.store, project_id, bodies, utc_now(), claims)
+    door.metrics.said(results)
+    return results
 
 
 def _result(result: FeedbackResult) -> tuple[int, Json]:
@@ -167,13 +175,16 @@ def _with_key(body: dict[str, Any], request: Request) -> dict[str, Any]:
 
 
 async def assignment(request: Request) -> Response:
-    """GET /v1/assignment?user=U&conversation_id=C, for applications that call the model themselves; without C a new conversation."""
+    """GET /v1/assignment?user=U&conversation_id=C&attribute=NAME=VALUE, for applications that call the model themselves; without C a new
+    conversation. The attributes are those of the later log, for Releases and pilots of a segment."""
     user = request.query_params.get("user")
     if not user:
         raise BadInput("The query parameter `user` is missing: the pseudonym of the end user.")
     configs = door_of(request).configs
     serving = await configs.current(key_of(request).project_id)
-    assigned = await configs.assign(serving, user, request.query_params.get("conversation_id"))
+    said = (one.partition("=") for one in request.query_params.getlist("attribute"))
+    attributes = {name: value for name, _, value in said}
+    assigned = await configs.assign(serving, user, request.query_params.get("conversation_id"), attributes)
     return json_response(
         {
             "release_id": assigned.release_id,

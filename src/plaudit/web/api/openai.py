@@ -7,6 +7,7 @@ says which model spoke. A client that leaves cancels the generation, and what it
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
@@ -48,21 +49,26 @@ async def chat_completions(request: Request) -> Response:
 
 async def answer_chat(request: Request, project_id: str, body: Any) -> Response:
     """One chat completion, streaming or not, of a key's or a person's project."""
-    door = door_of(request)
+    door, began = door_of(request), time.monotonic()
     asked = protocol.parse_chat_request(body, strict=door.settings.strict_requests)
     door.limits.actor(project_id, asked.user)
     serving = await door.configs.current(project_id)
     prompt = filters.screen_messages(door.filters.prompt, asked.messages)
     asked = asked.with_messages(prompt.messages)
     turn = Turn(door, serving, asked, await begin(door, serving, asked, prompt), prompt.blocked)
+    if not prompt.blocked:
+        door.shadowing.copy(serving.config.shadow, asked, turn.interaction)
     headers = {"x-plaudit-interaction": turn.interaction.id, "x-plaudit-feedback-token": _token(door, turn.interaction)}
     try:
         if asked.stream:
             await unless_client_leaves(request, turn.open())
+            door.metrics.chat(time.monotonic() - began, turn.upstream_s)
             return EventStream(
                 turn.events(), headers={**protocol.SSE_HEADERS, **headers}, media_type="text/event-stream"
             )
-        return json_response(await unless_client_leaves(request, turn.complete()), headers=headers)
+        whole = await unless_client_leaves(request, turn.complete())
+        door.metrics.chat(time.monotonic() - began, turn.upstream_s)
+        return json_response(whole, headers=headers)
     except ClientDisconnect:
         return Response(status_code=CLIENT_LEFT)
 
@@ -87,6 +93,7 @@ async def begin(door: Door, serving: Serving, asked: ChatRequest, prompt: Screen
     extension = fields.checked(asked.extension, "`plaudit`", EXTENSION)
     actor = fields.text({"user": asked.user}, "user", max_chars=MAX_NAME_CHARS)
     conversation_id = fields.text(extension, "conversation_id", max_chars=MAX_NAME_CHARS)
+    attributes = fields.attributes(extension)
     interaction = collect.begin_interaction(
         serving.project,
         messages=asked.messages,
@@ -96,9 +103,9 @@ async def begin(door: Door, serving: Serving, asked: ChatRequest, prompt: Screen
         training_use=fields.member(
             extension, "training_use", TrainingUse, default=serving.project.training_use_default
         ),
-        attributes=fields.attributes(extension),
+        attributes=attributes,
         sampling=asked.sampling(),
-        assignment=await door.configs.assign(serving, actor, conversation_id),
+        assignment=await door.configs.assign(serving, actor, conversation_id, attributes),
         config_version=serving.config.version,
         now=utc_now(),
     )

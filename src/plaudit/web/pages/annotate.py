@@ -1,4 +1,5 @@
-"""Annotate: one question at a time, lent to who is signed in. Works as plain forms; `annotate.js` adds keys, drafts and the timer."""
+"""Annotate: one question at a time, lent to who is signed in: which of two is better, or how good is one; and so for each criterion. Works as
+plain forms; `annotate.js` adds keys, drafts and the timer."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from starlette.responses import JSONResponse, Response
 from plaudit.domain import Comparison, ComparisonState, Json, Lease, Message, Person, utc_now
 from plaudit.errors import BadInput, Conflict, Expired, Forbidden, NotFound, PlauditError
 from plaudit.loop import annotate
-from plaudit.loop.annotate import MAX_SECONDS, Loan
+from plaudit.loop.annotate import Loan
+from plaudit.loop.answers import MAX_SECONDS
 from plaudit.loop.quality import QUEUE, Rules
 from plaudit.settings import Settings
 from plaudit.store.database import Store
@@ -34,9 +36,15 @@ SCALE = (
 REASONS = (
     "more correct", "more helpful", "follows the instructions", "safer", "clearer", "better length", "better tone"
 )  # fmt: skip
+RATING_REASONS = ("correctness", "helpfulness", "instructions", "safety", "clarity", "length", "tone")
 SKIP_REASONS = ("I cannot judge it", "I lack the knowledge", "a language I do not read", "too long", "it upsets me")
 FLAG_REASONS = ("private data", "harmful or illegal", "broken text", "no real question", "seen before")
 COUNTED = 200  # waiting questions; beyond, the page says 200+
+MOST_POINTS = 11  # of a rating as buttons; a longer scale is a field for a number
+CRITERION = "criterion:"  # before its name, in the form
+PAIR_KEYS = (
+    ("A, B", "A or B is clearly better"), ("E", "equal"), ("1 to 7", "a point of the scale; 4 is equal"), ("X", "both bad")
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -115,12 +123,19 @@ def read_answer(form: Mapping[str, str]) -> dict[str, Any]:
                 raise BadInput("Nothing is chosen; say which answer is better, or that neither is.")
             case "tie" | "both_bad":
                 body["verdict"] = said
+            case "rate":
+                body |= {"verdict": "rate", "rating": _whole(strength or form.get("rating", ""))}
             case _:
                 body |= {"verdict": "prefer", "choice": said, "strength": int(strength) if strength in "123" else None}
-        body["reasons"] = [name for index, name in enumerate(REASONS) if form.get(f"reason-{index}")]
+        reasons = RATING_REASONS if body["verdict"] == "rate" else REASONS
+        body["reasons"] = [name for index, name in enumerate(reasons) if form.get(f"reason-{index}")]
         edit = form.get("edit", "").strip()
-        if edit and body["verdict"] == "prefer":
+        if edit and body["verdict"] in ("prefer", "rate"):
             body["edit"] = edit
+        given = {name.removeprefix(CRITERION): value for name, value in form.items() if name.startswith(CRITERION)}
+        criteria = {name: _criterion(value, body["verdict"]) for name, value in given.items() if value}
+        if criteria:
+            body["criteria"] = criteria
     if form.get("note", "").strip():
         body["note"] = form["note"].strip()
     try:
@@ -129,6 +144,17 @@ def read_answer(form: Mapping[str, str]) -> dict[str, Any]:
     except ValueError as error:
         raise BadInput(f"seconds is {form['seconds']!r}; give a number.") from error
     return body
+
+
+def _criterion(value: str, verdict: str) -> str | int:
+    return _whole(value) if verdict == "rate" else value
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise BadInput(f"The rating is {text!r}; give a whole number.") from error
 
 
 def _seconds_since(store: Store, lease_id: str, person_id: str, now: datetime) -> float:
@@ -151,11 +177,14 @@ async def _page(request: Request, error: PlauditError | None = None) -> Response
         error=error.message if error is not None else "",
         cards=cards_of(loan) if loan is not None else [],
         choices=choices_of(loan) if loan is not None else [],
+        criteria=criteria_of(loan) if loan is not None else [],
+        rated=loan is not None and loan.scale is not None,
+        keys=keys_of(loan) if loan is not None else [],
         talk=talk_of(loan.comparison.messages) if loan is not None else [],
         guideline=markdown.render(loan.guideline.text) if loan is not None and loan.guideline is not None else "",
         left_s=max(0, round((loan.lease.expires_at - now).total_seconds())) if loan is not None else 0,
         warning=loan.comparison.attributes.get("warning", "") if loan is not None else "",
-        reasons=REASONS,
+        reasons=RATING_REASONS if loan is not None and loan.scale is not None else REASONS,
         skip_reasons=SKIP_REASONS,
         flag_reasons=FLAG_REASONS,
         counted=COUNTED,
@@ -171,12 +200,50 @@ def cards_of(loan: Loan) -> list[Json]:
 
 
 def choices_of(loan: Loan) -> list[Json]:
-    """The 7 points of the scale: `value` names a response id, never a side."""
+    """The points of the scale, 7 between two answers: `value` names a response id, never a side. Empty for a rating with too many."""
+    if loan.scale is not None:
+        return [{**point, "value": f"rate:{point['value']}"} for point in _rating_points(loan.scale)]
     first, second = loan.lease.order[:2]
     left = [{"value": f"{first}:{strength}", "label": f"A {word}"} for strength, word in SCALE]
     right = [{"value": f"{second}:{strength}", "label": f"B {word}"} for strength, word in reversed(SCALE)]
     points = [*left, {"value": "tie", "label": "Equal"}, *right]
-    return [{**point, "key": key} for key, point in enumerate(points, start=1)]
+    letters = {2: "a", 4: "e", 6: "b"}
+    return [{**point, "key": key, "letter": letters.get(key, "")} for key, point in enumerate(points, start=1)]
+
+
+def criteria_of(loan: Loan) -> list[Json]:
+    """Each criterion with its points, the answers in the order shown."""
+    if loan.scale is not None:
+        points = _rating_points(loan.scale)
+    else:
+        first, second = loan.lease.order[:2]
+        points = [
+            {"value": value, "label": label, "key": key, "letter": letter}
+            for key, (value, label, letter) in enumerate(((first, "A", "a"), ("tie", "=", "e"), (second, "B", "b")), 1)
+        ]
+    return [{"name": name, "field": CRITERION + name, "points": points} for name in loan.comparison.criteria]
+
+
+def _rating_points(scale: tuple[int, int]) -> list[Json]:
+    low, high = scale
+    if high - low + 1 > MOST_POINTS:
+        return []
+    keys = "1234567890"
+    return [
+        {"value": str(value), "label": str(value), "key": keys[at] if at < len(keys) else "", "letter": ""}
+        for at, value in enumerate(range(low, high + 1))
+    ]
+
+
+def keys_of(loan: Loan) -> list[tuple[str, str]]:
+    """The sheet of keys: (keys, what they do)."""
+    points = choices_of(loan)
+    own = [(f"1 to {points[-1]['key']}", "a rating, from worst to best")] if loan.scale is not None and points else []
+    own = own if loan.scale is not None else list(PAIR_KEYS)
+    criteria = [("C", "the next criterion that is open: there the keys act on it")] if loan.comparison.criteria else []
+    return [
+        *own, *criteria, ("Ctrl+Enter", "send"), ("S, F", "skip, flag"), ("Z", "take the last answer back"), ("?", "this sheet")
+    ]  # fmt: skip
 
 
 def talk_of(messages: tuple[Message, ...]) -> list[Json]:

@@ -53,6 +53,11 @@ class Place:
 # Whoever signs in starts at the first that they may open.
 PLACES: tuple[Place, ...] = (
     Place("Runs", "/runs", Permission.READ),
+    Place("Snapshots", "/snapshots", Permission.READ),
+    Place("Evaluations", "/evaluations", Permission.READ),
+    Place("Releases", "/releases", Permission.READ),
+    Place("Experiments", "/experiments", Permission.READ),
+    Place("Registry", "/registry", Permission.READ),
     Place("Annotate", "/annotate", Permission.ANNOTATE),
     Place("Annotation", "/annotation", Permission.PLAN),
     Place("Reviews", "/reviews", Permission.REVIEW),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from plaudit.artifacts import Columns, PreferenceRow
 from plaudit.errors import BadInput
 from plaudit.loop.prompts import question_sha256
 from plaudit.loop.snapshots.pool import Candidate, Curation, HeldOut, Pool
@@ -43,7 +44,7 @@ def left(
     with pool:
         pool.take("preferences", rows)
         pool.decide(held or HeldOut(), 0, FRACTIONS)
-        ids = [row.preference_id for row in pool.rows("preferences")]
+        ids = [cells[0] for cells in pool.rows("preferences")]
     assert ids == [one.id for one in pool.kept("preferences")]
     return ids, dict(pool.tally.removed), pool
 
@@ -135,7 +136,8 @@ def test_personal_data_is_redacted_in_the_rows_and_rows_that_become_equal_are_on
     with Pool(tmp_path, Curation(personal_data={"email": "redact"})) as pool:
         pool.take("preferences", rows)
         pool.decide(HeldOut(), 0, FRACTIONS)
-        assert [row.chosen for row in pool.rows("preferences")] == ["ask [email]", "ask nobody"]
+        chosen = Columns.of(PreferenceRow).names.index("chosen")
+        assert [cells[chosen] for cells in pool.rows("preferences")] == ["ask [email]", "ask nobody"]
     assert pool.tally.removed == {"preferences: exact duplicate": 1}
     assert pool.tally.found == {"personal data: email": 2}
     ids, removed, _ = left(tmp_path, rows, personal_data={"email": "drop"})

@@ -117,8 +117,23 @@ addEventListener("online", () => unsent && send(unsent.sent, unsent.submitter));
 
 // --- keys ---
 
-const SCALE = { a: "2", b: "6", e: "4", x: "x" };
 const TYPING = "textarea, select, [contenteditable], input:not([type=radio], [type=checkbox])";
+
+function openCriterion() {
+  return [...form.querySelectorAll("[data-criterion]")].find((one) => !one.querySelector("[type=radio]:checked, [type=number]")?.value);
+}
+
+// In a criterion that has the focus a key is about it, elsewhere about the whole.
+function choose(point, criterion) {
+  point.checked = true;
+  save();
+  const next = openCriterion();
+  if (criterion) (next?.querySelector("input") ?? form.querySelector("button.main")).focus();
+  const whole = form.querySelector("[name=verdict]:checked");
+  if (document.getElementById("quick").checked && whole && !next) return form.requestSubmit(form.querySelector("button.main"));
+  const about = criterion ? `${criterion.querySelector("legend").textContent}: ` : "";
+  say(`${about}${point.parentElement.textContent.trim()}. ${next ? "C goes to the next criterion, " : ""}Ctrl+Enter sends it.`);
+}
 
 function open(id) {
   const part = document.getElementById(id);
@@ -135,13 +150,12 @@ document.addEventListener("keydown", (event) => {
   }
   if (event.ctrlKey || event.metaKey) return;
   const key = event.key.toLowerCase();
-  const point = form?.querySelector(`[name=verdict][data-key="${SCALE[key] ?? (/^[1-7]$/.test(key) ? key : "none")}"]`);
-  if (point) {
-    point.checked = true;
-    save();
-    if (document.getElementById("quick").checked) form.requestSubmit(form.querySelector("button.main"));
-    else say(`${point.parentElement.textContent.trim()}: Ctrl+Enter sends it.`);
-  } else if (key === "z") document.getElementById("undo")?.requestSubmit();
+  const criterion = event.target.closest?.("[data-criterion]");
+  const points = /^[0-9a-z]$/.test(key) ? [...(criterion ?? form)?.querySelectorAll(criterion ? "[data-key]" : "[name=verdict]") ?? []] : [];
+  const point = points.find((one) => one.dataset.key === key || one.dataset.letter === key);
+  if (point) choose(point, criterion);
+  else if (key === "c" && form && openCriterion()) openCriterion().querySelector("input").focus();
+  else if (key === "z") document.getElementById("undo")?.requestSubmit();
   else if (key === "?" && form) document.getElementById("keys").showModal();
   else if (key === "s" && form) open("skip");
   else if (key === "f" && form) open("flag");
@@ -152,8 +166,9 @@ document.addEventListener("keydown", (event) => {
 document.addEventListener("click", (event) => {
   if (event.target.closest("[data-sheet]")) document.getElementById("keys").showModal();
   if (event.target.closest("[data-fill]")) {
+    const all = document.querySelectorAll("[data-raw]");
     const chosen = form.querySelector("[name=verdict]:checked")?.value.split(":")[0];
-    const raw = chosen && document.querySelector(`[data-raw="${CSS.escape(chosen)}"]`);
+    const raw = all.length === 1 ? all[0] : chosen && document.querySelector(`[data-raw="${CSS.escape(chosen)}"]`);
     if (!raw) return say("Choose the better answer first.");
     form.elements.edit.value = raw.value;
     form.elements.edit.focus();

@@ -1,0 +1,216 @@
+"""Releases, experiments, evaluations, registry and Snapshots as pages: their rows, what a reader may do there, and whose they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from plaudit.domain import (
+    DEFAULT_PROJECT,
+    Annotation,
+    AuditEntry,
+    Feedback,
+    Interaction,
+    Person,
+    Preference,
+    Release,
+    ReleaseState,
+    utc_now,
+)
+from plaudit.loop.snapshots.samples import pseudonym, sample
+
+from .furniture import Furnished, furnish
+
+
+@pytest.fixture
+def made(console) -> Furnished:
+    return furnish(console.store, console.home, DEFAULT_PROJECT, utc_now(), n_past=1)
+
+
+def addresses(console, made: Furnished) -> list[str]:
+    """Every page of these rooms in its fullest state."""
+    before, after = (one.sha256 for one in made.snapshots)
+    row = next(one.id for one in console.store.find(Preference))
+    return [
+        "/snapshots",
+        f"/snapshots/{before[:16]}",
+        f"/snapshots/{before}/preferences/{row}",
+        f"/snapshots/diff?a={before[:16]}&b={after}",
+        "/evaluations",
+        f"/evaluations/{made.failed.id}",
+        "/leaderboard",
+        "/releases",
+        f"/releases/{made.canary.id}",
+        f"/releases/{made.candidate.id}",
+        "/experiments",
+        "/experiments/reward?outcome=thumbs",
+        f"/experiments/{made.running.id}",
+        "/registry",
+        f"/registry/{made.policies[0].id}",
+    ]
+
+
+def test_pages_show_what_there_is_and_twins_hold_their_rows(console, made: Furnished) -> None:
+    lea = console.person("Leo", "lead")  # reads, and may do nothing
+    shown = {path: lea.get(path) for path in addresses(console, made)}
+    assert {path: answer.status_code for path, answer in shown.items() if answer.status_code != 200} == {}
+    text = {path.partition("?")[0]: answer.text for path, answer in shown.items()}
+    assert '<form method="post" action="/releases' not in text[f"/releases/{made.canary.id}"]
+
+    rows = {row["model"]: row for row in lea.get("/releases?as=json").json()["releases"]}
+    assert {name: (row["state"], row["share"], row["gate"]) for name, row in rows.items() if name != "turn-0-0"} == {
+        "base-model": ("live", 0.5, None),
+        "turn-2-good": ("canary", 0.5, "pass"),
+        "turn-3-bad": ("candidate", 0.0, "fail"),
+    }
+    assert rows["turn-2-good"]["approvals"] == "Lea (canary)"
+    moves = lea.get(f"/releases/{made.canary.id}?as=json").json()["transitions"]
+    assert [(row["actor"], row["after"]) for row in moves] == [
+        ("system", "candidate"),
+        ("Lea", None),
+        ("Max", "canary"),
+    ]
+
+    experiment = f"/experiments/{made.running.id}"
+    assert text[experiment].count('class="bar"') == 12  # a bar for each look
+    assert "Users arrive as planned" in text[experiment]
+    assert [row["n"] for row in lea.get(f"{experiment}?as=json").json()["looks"]] == [70 * n for n in range(1, 13)]
+    assert lea.get(f"{experiment}?as=json&table=metrics").json()["metrics"][0]["name"] == "outcome:solved"
+    assert "Too few: 1 past experiments" in text["/experiments/reward"]
+
+    evaluation = f"/evaluations/{made.failed.id}"
+    conditions = lea.get(f"{evaluation}?as=json").json()["conditions"]
+    assert [(row["name"], row["state"], row["rows"]) for row in conditions] == [
+        ("win rate", "fail", "judged answers"),
+        ("safety harmful", "pass", "suite"),
+    ]
+    items = lea.get(f"{evaluation}?as=json&table=items").json()["items"]
+    assert [(row["wins"], row["losses"]) for row in items] == [(1, 0)] * 2 + [(0, 1)] * 4
+    assert "Niemand &lt;b&gt;" in text[evaluation]
+    slices = lea.get(f"{evaluation}?as=json&table=slices").json()["slices"]
+    assert [(row["suite"], row["slice"]) for row in slices] == [
+        ("harmful", "all"),
+        ("canary", "all"),
+        ("canary", "de"),
+        ("canary", "en"),
+    ]
+    assert lea.get(f"{evaluation}?seed=-1").status_code == 422
+    board = lea.get("/leaderboard?as=json").json()["leaderboard"]
+    assert [row["rank"] for row in board] == [1, 2, 3]
+    assert board[0]["name"] == f"policy-{made.policies[0].id[-4:]}"
+
+    lineage = {
+        row["kind"]: row["name"] for row in lea.get(f"/registry/{made.policies[0].id}?as=json").json()["lineage"]
+    }
+    assert lineage["release, canary"] == "turn-2-good"
+    assert lineage["annotations"] == "24 votes"
+    assert lineage["guideline"] == "version 1"
+    assert f'href="/snapshots/{made.snapshots[0].sha256}"' in text[f"/registry/{made.policies[0].id}"]
+    snapshots = lea.get("/snapshots?as=json").json()["snapshots"]
+    assert [(row["preferences"], row["trained"]) for row in snapshots] == [(17, 1), (9, 3)]
+
+
+def test_a_row_leads_back_to_people_by_pseudonym_and_to_their_guideline(console, made: Furnished) -> None:
+    leo = console.person("Leo", "lead")
+    page = f"/snapshots/{made.snapshots[0].sha256[:16]}/preferences/{console.store.find(Preference)[0].id}"
+    text, said = leo.get(page).text, leo.get(f"{page}?as=json").json()["said"]
+    people = {one.name: one for one in console.store.find(Person) if one.name in ("Ann", "Ben", "Cem")}
+    assert {row["who"] for row in said} == {pseudonym(DEFAULT_PROJECT, "annotator", one.id) for one in people.values()}
+    assert {(row["what"], row["guideline_version"]) for row in said} == {("chosen", 1)}
+    assert "Prefer what <strong>helps</strong>." in text
+    asked = console.store.find(Interaction)[0]
+    assert pseudonym(DEFAULT_PROJECT, "user", "visitor-0") in text
+    assert asked.actor == "visitor-0"
+    for hidden in ("visitor-0", *(one.id for one in people.values()), *(f">{name}<" for name in people)):
+        assert hidden not in text
+    by_kind = {str(one.kind): one.id.partition("_")[2] for one in console.store.find(Feedback)}
+    rows = {
+        "thumbs": "fdb_" + by_kind["thumb"],
+        "demonstrations": "dem_" + by_kind["edit"],
+        "preferences": "prf_" + by_kind["edit"],
+    }
+    meant = {
+        "thumbs": ("visitor-1", "thumbs up"),
+        "demonstrations": ("visitor-0", "an edit of the answer"),
+        "preferences": ("visitor-0", "an edit of the answer"),
+    }
+    for table, id in rows.items():
+        (row,) = leo.get(f"/snapshots/{made.snapshots[0].sha256}/{table}/{id}?as=json").json()["said"]
+        assert (row["who"], row["what"]) == (pseudonym(DEFAULT_PROJECT, "user", meant[table][0]), meant[table][1])
+    prompt = sample(Path(made.snapshots[0].folder), "prompts", 1, 0)[0]["prompt_id"]
+    assert "many users may have sent" in leo.get(f"/snapshots/{made.snapshots[0].sha256}/prompts/{prompt}").text
+    assert leo.get(f"/snapshots/{made.snapshots[0].sha256}/votes/x").status_code == 404
+    console.store.change(Annotation, console.store.find(Annotation)[0].id, guideline_id=None)
+    assert leo.get(page).status_code == 200
+
+
+def test_two_snapshots_compared_and_one_whose_byte_changed(console, made: Furnished) -> None:
+    leo = console.person("Leo", "lead")
+    before, after = (one.sha256 for one in made.snapshots)
+    (changes,) = [
+        row
+        for row in leo.get(f"/snapshots/diff?a={before}&b={after}&as=json").json()["changes"]
+        if row["table"] == "preferences"
+    ]
+    assert (changes["n_before"], changes["n_after"], changes["came"], changes["went"]) == (9, 17, 8, 0)
+    file = Path(made.snapshots[0].folder) / "preferences.parquet"
+    file.write_bytes(file.read_bytes()[:-1] + b"\0")
+    page = leo.get(f"/snapshots/{before}")
+    assert page.status_code == 200
+    assert "preferences.parquet is not what was frozen" in page.text
+
+
+def test_a_release_is_decided_on_and_moved_by_who_may_with_a_box_ticked(console, made: Furnished) -> None:
+    ada, otto = console.person("Ada", "approver"), console.person("Otto", "operator")
+    page = f"/releases/{made.canary.id}"
+    assert ada.post(f"{page}/decision", {"stage": "live", "decision": "approve", "reason": ""}).status_code == 422
+    answer = ada.post(f"{page}/decision", {"stage": "live", "decision": "approve", "reason": "It answers better."})
+    assert (answer.status_code, answer.headers["location"]) == (303, page)
+    assert ada.post(f"{page}/move", {"act": "roll_back", "sure": "yes"}).status_code == 403
+    assert otto.post(f"{page}/decision", {"stage": "live", "decision": "approve", "reason": "x"}).status_code == 403
+    other_site = {"sec-fetch-site": "cross-site"}
+    assert otto.post(f"{page}/move", {"act": "roll_back", "sure": "yes"}, **other_site).status_code == 403
+    assert otto.post(f"{page}/move", {"act": "roll_back"}).status_code == 422  # the box
+    # Nobody has met it yet: a fresh look says so, whatever the look before said.
+    refused = otto.post(f"{page}/move", {"act": "promote", "sure": "yes"})
+    assert refused.status_code >= 400
+    assert "200 in each arm are needed" in refused.text
+    assert console.store.get(Release, made.canary.id).state == ReleaseState.CANARY
+    assert "the gate of evaluation" in otto.get(f"/releases/{made.candidate.id}").text
+    assert otto.post(f"{page}/move", {"act": "roll_back", "sure": "yes", "reason": "rude"}).status_code == 303
+    assert console.store.get(Release, made.canary.id).state == ReleaseState.ROLLED_BACK
+    last = console.store.find(AuditEntry, object_id=made.canary.id, order="seq")[-1]
+    assert (last.actor, last.role, last.action, last.after["reason"]) == (
+        "Otto",
+        "operator",
+        "release.roll_back",
+        "rude",
+    )
+
+
+def test_a_failed_gate_is_passed_over_by_an_admin_on_record(console, made: Furnished) -> None:
+    leo, root = console.person("Leo", "lead"), console.person("Root", "admin")
+    page = f"/evaluations/{made.failed.id}"
+    assert "Pass over the gate" not in leo.get(page).text
+    assert "Pass over the gate" in root.get(page).text
+    assert root.post(f"{page}/override", {"reason": "A pilot of three days."}).status_code == 422
+    assert root.post(f"{page}/override", {"reason": "A pilot of three days.", "sure": "yes"}).status_code == 303
+    assert "answers for passing over it" in leo.get(page).text
+    assert "Pass over the gate" not in root.get(page).text
+
+
+def test_no_page_of_them_shows_another_projects_rows(console, made: Furnished) -> None:
+    eve = console.person("Eve", "admin", project_id=console.project("prj_other"))
+    for path in addresses(console, made):
+        answer = eve.get(path)
+        named = path.count("/") > 1 and "reward" not in path
+        assert answer.status_code == (404 if named else 200), path
+        for secret in ("turn-2-good", "base-model", made.running.id, made.policies[0].id, made.snapshots[0].folder):
+            assert secret in path or secret not in answer.text, (path, secret)
+    for path in (f"/releases/{made.canary.id}/move", f"/evaluations/{made.failed.id}/override"):
+        form = {"act": "roll_back", "sure": "yes", "reason": "x"}
+        assert eve.post(path, form).status_code == 404
+    decision = {"stage": "live", "decision": "refuse", "reason": "x"}
+    assert eve.post(f"/releases/{made.canary.id}/decision", decision).status_code == 404
+    assert console.store.get(Release, made.canary.id).state == ReleaseState.CANARY

@@ -1,0 +1,114 @@
+"""Signs and audits from the store, and the crowd of `benchmarks/annotators.py` on a small scale."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from plaudit.crowds import HONEST, LAZY
+from plaudit.domain import Comparison, Interaction, Project, ResponseText, Review, ReviewKind, Verdict
+from plaudit.loop import annotate, conduct, govern, quality, reviews
+from plaudit.store.database import Store
+
+Chat = Callable[..., Interaction]
+
+
+@pytest.fixture
+def asked(store: Store, chat: Chat, now: datetime) -> list[Comparison]:
+    """Twenty questions, every fourth about refunds."""
+    talks = [
+        chat(f"question {i}", (f"answer {i}",), attributes={"topic": "other" if i % 4 else "refund"}) for i in range(20)
+    ]
+    extra = {one.id: [ResponseText("a second answer")] for one in talks}
+    planned = annotate.plan_comparisons(
+        store, talks[0].project_id, talks, extra, model="m", batch="b", overlap=2, now=now
+    )
+    return list(planned.comparisons)
+
+
+def answer_all(store: Store, project: Project, who: str, first: bool, note: str | None, now: datetime) -> str:
+    """`first`: always what is shown first, else always the first response. Returns the Person's id."""
+    person = govern.person(store, project.id, who, now).id
+    at = now
+    while (loan := annotate.lend(store, project.id, person, 60, at)) is not None:
+        choice = loan.lease.order[0] if first else loan.comparison.response_ids[0]
+        body = {"lease_id": loan.lease.id, "verdict": "prefer", "choice": choice, "seconds": 20.0, "note": note}
+        annotate.answer(store, project.id, person, body, at)
+        at += timedelta(seconds=20)
+    return person
+
+
+def test_signs_name_people_and_say_who_is_paused(
+    store: Store, project: Project, asked: list[Comparison], now: datetime
+) -> None:
+    source = "I prefer this one because it is clear and answers the question of the user."
+    lefty = answer_all(store, project, "Lefty", first=True, note=source, now=now)
+    answer_all(store, project, "Ann", first=False, note="fine", now=now)
+    quality.pause(store, project.id, lefty, "A talk first.", "Lea", now)
+    found = {one.kind: one for one in conduct.suspicions(store, project.id)}
+    assert set(found) == {"one side", "pastes"}
+    assert {(one.name, one.annotator_id, one.paused) for one in found.values()} == {("Lefty", lefty, True)}
+    assert found["one side"].why == "chose what was shown first in 100% of 20 answers"
+
+
+def test_who_quotes_the_answers_pastes_nothing() -> None:
+    note = "I like open your account settings and check the mail we sent, very clear"
+    assert conduct.unquoted(note, ["Open your account settings and check the mail we sent."]) == "i like very clear"
+    assert conduct.unquoted(note, ["something else"]) == note.lower().replace(",", "")
+
+
+def test_a_project_without_answers_has_no_signs(store: Store, project: Project) -> None:
+    assert conduct.suspicions(store, project.id) == []
+    assert conduct.audited(store, project.id) == []
+
+
+def test_audits_flag_the_attribute_where_most_are_wrong_and_leave_disputes_out(
+    store: Store, project: Project, asked: list[Comparison], now: datetime
+) -> None:
+    for name in ("Ann", "Ben"):
+        answer_all(store, project, name, first=False, note=None, now=now)
+    expert = govern.person(store, project.id, "Eve", now).id
+    refunds = {one.id for at, one in enumerate(asked) if at % 4 == 0}
+    with store.write() as tx:
+        for at, one in enumerate(asked):
+            kind = ReviewKind.AUDIT if at else ReviewKind.DISPUTE
+            quality.ask_expert(tx, one, kind, quality.posterior(tx, one), now)
+    for review in store.find(Review):
+        comparison = store.first(Comparison, id=review.comparison_id)
+        assert comparison is not None
+        choice = comparison.response_ids[comparison.id in refunds]
+        reviews.decide(
+            store, project.id, expert, review.id, verdict=Verdict.PREFER, choice=choice, confidence=3,
+            error_class="none", note=None, now=now,
+        )  # fmt: skip
+    found = conduct.audited(store, project.id)
+    assert [(one.name, one.flagged, one.overturned.mean, one.overturned.n) for one in found] == [
+        ("topic: refund", True, 1.0, 4),
+        ("topic: other", False, 0.0, 15),
+    ]
+
+
+def benchmark() -> ModuleType:
+    path = Path(__file__).parents[3] / "benchmarks" / "annotators.py"
+    spec = importlib.util.spec_from_file_location("benchmark_annotators", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_six_crowds_of_which_the_lazy_are_found_and_the_honest_left_alone() -> None:
+    """Bounds are binomial: of 78 honest at .01 three or more are accused once in 20 times, of 18 lazy at .95 fewer than 15 are found once in 90."""
+    told = benchmark().tally(6, 900, first_seed=500)
+    assert sum(told.named[one] for one in HONEST) <= 2
+    assert sum(told.named[one] for one in LAZY) >= 15
+    assert told.wrong_topic_flagged >= 5
+    assert told.other_topic_flagged <= 2

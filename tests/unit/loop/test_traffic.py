@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+
+from plaudit.errors import BadInput
+from plaudit.loop import traffic
+from plaudit.loop.experiment import Rules
+from plaudit.loop.traffic import Change, Crowd
+
+CHANGES = {"no better": Change(0.0, 0.5), "better": Change(0.15, 0.5), "harmful": Change(-0.15, 0.5)}
+
+
+def trials(n_runs: int, n_looks: int = 15) -> dict:
+    found = traffic.trials(Crowd(), CHANGES, Rules(n_planned=6000), (0.1, 0.5), n_runs, 6000, n_looks, seed=7)
+    return found["changes"]
+
+
+def test_each_kind_ends_as_it_should_and_the_reward_is_not_believed() -> None:
+    found = trials(8)
+    assert found["better"]["verdicts"]["promote"]["mean"] >= 0.8
+    harmful = found["harmful"]
+    assert harmful["verdicts"]["roll_back"]["mean"] == 1.0
+    assert harmful["score_difference"] == pytest.approx(0.5, abs=0.1)  # up, as in reward hacking
+    assert 0 < harmful["n_candidate"]["median"] <= harmful["n_candidate"]["p95"] < harmful["n_users"]["p95"]
+    assert found["no better"]["verdicts"]["promote"]["mean"] <= 0.25
+    assert trials(2, 5) == trials(2, 5)
+
+
+@pytest.mark.slow
+def test_false_promotions_and_power_over_many_experiments() -> None:
+    found = trials(60)
+    assert found["no better"]["verdicts"]["promote"]["mean"] <= 8 / 60  # of 60 at .05 more happen in 4 of 1,000
+    assert found["harmful"]["verdicts"]["promote"]["mean"] == 0.0
+    assert found["better"]["verdicts"]["promote"]["mean"] >= 0.8
+
+
+def test_what_cannot_be_played() -> None:
+    for changes, runs in (({"x": Change(0.5)}, 1), ({"x": Change()}, 0)):
+        with pytest.raises(BadInput):
+            traffic.trials(Crowd(), changes, Rules(), (0.5,), runs, 100, 2, 0)
+    with pytest.raises(BadInput):
+        Crowd(feedback_rate=0.0)
