@@ -115,7 +115,7 @@ def test_with_the_keyboard_alone(page, console, folder: Path) -> None:
     page.keyboard.press("Enter")
     page.wait_for_url("**/runs")
     seen = []
-    for _ in range(14):
+    for _ in range(24):
         page.keyboard.press("Tab")
         seen.append(page.evaluate("document.activeElement.textContent.trim()"))
         outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")

@@ -272,6 +272,7 @@ GOOD: dict[str, dict[str, Any]] = {
     },
     "POST /v1/outcomes": {"user": "u", "name": "n", "value": 1, "at": "2026-01-01T00:00:00Z", "key": "k"},
     "POST /v1/erasure": {"user": "nobody"},
+    "POST /v1/annotation/annotators": {"person": "per_0", "act": "pause", "reason": "x"},
     "POST /v1/annotations": {"lease_id": "lse_0", "verdict": "prefer", "choice": "res_0", "strength": 1, "seconds": 1},
 }
 BODILESS = {

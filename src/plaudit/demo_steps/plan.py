@@ -41,8 +41,8 @@ TWINS: Mapping[str, str] = MappingProxyType(
         "spammers-only": "all twelve annotators answer at random.",
         "equal-candidate": "PPO may go 0.000000001 nats from the base, so the candidate is the base.",
         "hackable-reward": (
-            "the annotators of the training comparisons like whatever is longer, so the reward model can be hacked by length; "
-            "those who judge the evaluation are the standard crowd."
+            "the annotators of the training comparisons like whatever is longer and users' thumbs are not learned from, so the reward model can be "
+            "hacked by length; those who judge the evaluation are the standard crowd."
         ),
     }
 )
@@ -122,7 +122,10 @@ def _content(path: str | None) -> str | None:
 
 def reward_config(options: Options) -> Json:
     """Fields of RewardConfig, without what the turn fills in."""
-    return _without(to_dict(options.plan.reward), "snapshot", "base", "seed")
+    config = _without(to_dict(options.plan.reward), "snapshot", "base", "seed")
+    if options.twin == "hackable-reward":
+        config["source_weights"] = []  # honest thumbs would teach what people like after all
+    return config
 
 
 def ppo_config(options: Options) -> Json:
