@@ -39,7 +39,7 @@ TWINS: Mapping[str, str] = MappingProxyType(
     {
         "shuffled-labels": "every annotator keeps opinions that have nothing to do with what the answers say.",
         "spammers-only": "all twelve annotators answer at random.",
-        "equal-candidate": "PPO may go 0.000000001 nats from the base, so the candidate is the base.",
+        "equal-candidate": "PPO learns at a rate of 1e-30, which moves no weight, so the candidate is the base.",
         "hackable-reward": (
             "the annotators of the training comparisons like whatever is longer and users' thumbs are not learned from, so the reward model can be "
             "hacked by length; those who judge the evaluation are the standard crowd."
@@ -132,7 +132,8 @@ def ppo_config(options: Options) -> Json:
     """Fields of PPOConfig, without what the turn fills in."""
     config = _without(to_dict(options.plan.ppo), "snapshot", "base", "reward", "seed")
     if options.twin == "equal-candidate":
-        config["kl"]["budget"] = 1e-9
+        # Not a tiny KL budget: the estimate of a step's KL is noisy and may be below zero, and then training would go on.
+        config["optimizer"]["learning_rate"] = config["optimizer"]["head_learning_rate"] = 1e-30
     return config
 
 
