@@ -20,7 +20,7 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 from plaudit.domain import Annotation, Comparison, ComparisonState, EvaluationItem, Lease, Purpose, ResponseText
-from plaudit.loop import annotate, govern
+from plaudit.loop import annotate, govern, planning
 from plaudit.store.database import Store, open_store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -38,7 +38,7 @@ def plan(store: Store, project_id: str, n: int) -> None:
         )
         for i in range(n)
     ]
-    made = annotate.plan_evaluation(store, project_id, items, batch="bench", overlap=3, now=NOW)
+    made = planning.plan_evaluation(store, project_id, items, batch="bench", overlap=3, now=NOW)
     with store.write() as tx:
         for one in made:
             tx.change(Comparison, one.id, purpose=Purpose.TRAINING)

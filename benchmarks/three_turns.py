@@ -45,7 +45,7 @@ from plaudit.domain import (
     TrainingUse,
     utc_now,
 )
-from plaudit.loop import annotate, collect, evaluate, govern, pipeline, release
+from plaudit.loop import annotate, collect, evaluate, govern, pipeline, planning, release
 from plaudit.loop.pipeline import Turn, TurnConfig
 from plaudit.settings import Settings
 from plaudit.store.database import Store, open_store
@@ -145,7 +145,7 @@ def ask(world: World, turn: int, model: str, checkpoint_id: str | None, prompts:
         world.store.add(interaction, completion, *responses)
         asked.append(interaction)
         extra[interaction.id] = [other]
-    annotate.plan_comparisons(
+    planning.plan_comparisons(
         world.store,
         world.project.id,
         asked,

@@ -22,6 +22,7 @@ Message = dict[str, Any]  # {"role": "user", "content": "..."}
 Json = dict[str, Any]
 
 DEFAULT_PROJECT = "prj_default"
+OVERALL = "overall"  # the criterion of an answer as a whole, always asked
 
 
 # --- enums -------------------------------------------------------------------------------------------------------------
@@ -516,7 +517,7 @@ class Annotation:
     comparison_id: str
     annotator_id: str
     guideline_id: str | None
-    criterion: str = "overall"
+    criterion: str = OVERALL
     verdict: Verdict
     choice: str | None  # response id, never "left"
     strength: int | None = None  # 1..3
@@ -574,7 +575,7 @@ class Preference:
     project_id: str
     comparison_id: str | None
     interaction_id: str | None
-    criterion: str = "overall"
+    criterion: str = OVERALL
     family: str
     chosen_response_id: str
     rejected_response_id: str

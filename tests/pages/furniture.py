@@ -35,7 +35,7 @@ from plaudit.domain import (
     Verdict,
     new_id,
 )
-from plaudit.loop import annotate, collect, experiment, govern, licences, release
+from plaudit.loop import annotate, collect, experiment, govern, licences, planning, release
 from plaudit.loop.snapshot import freeze
 from plaudit.store.database import Store
 
@@ -173,7 +173,7 @@ def _snapshot(store: Store, home: Path, project_id: str, start: int, at: datetim
         }
         asked.append(collect.log_interaction(store, project_id, body, at))
     other = {one.id: [ResponseText("I cannot help with that, sorry.")] for one in asked}
-    annotate.plan_comparisons(store, project_id, asked, other, model="base-model", batch=f"from {start}", now=at)
+    planning.plan_comparisons(store, project_id, asked, other, model="base-model", batch=f"from {start}", now=at)
     for name in PEOPLE:
         who = govern.person(store, project_id, name, at).id
         while (loan := annotate.lend(store, project_id, who, 60, at)) is not None:
@@ -244,7 +244,7 @@ def _evaluation(store: Store, project_id: str, of: Checkpoint, good: bool, now: 
         )
         for number in range(6)
     ]
-    annotate.plan_evaluation(store, project_id, items, batch=batch, overlap=1, now=now)
+    planning.plan_evaluation(store, project_id, items, batch=batch, overlap=1, now=now)
     for asked in store.find(Comparison, project_id=project_id, batch=batch):
         lea = govern.person(store, project_id, "Ann", now).id
         wins = good or int(asked.attributes["item"]) < 2

@@ -25,7 +25,7 @@ from plaudit.domain import (
 )
 from plaudit.errors import BadInput
 from plaudit.loop import annotate as stage
-from plaudit.loop import quality
+from plaudit.loop import planning, quality
 from plaudit.web.pages.annotate import plain_text, read_answer
 
 HOSTILE = "<script>alert(1)</script> ![spy](https://evil.example/x.png) **bold**"
@@ -48,7 +48,7 @@ def questions(console, n: int = 2, overlap: int = 1, batch: str = "b") -> list[C
         )
         for i in range(n)
     ]
-    made = stage.plan_evaluation(console.store, DEFAULT_PROJECT, items, batch=batch, overlap=overlap, now=utc_now())
+    made = planning.plan_evaluation(console.store, DEFAULT_PROJECT, items, batch=batch, overlap=overlap, now=utc_now())
     return [console.store.change(Comparison, one.id, purpose=Purpose.TRAINING) for one in made]
 
 

@@ -25,7 +25,7 @@ from plaudit.domain import (
     Role,
     utc_now,
 )
-from plaudit.loop import annotate, govern, people, release
+from plaudit.loop import govern, people, planning, release
 from plaudit.loop.govern import PERSONAL_ROLES, Permission
 from plaudit.web.app import PAGES, ROUTES
 from plaudit.web.headers import HEADERS
@@ -150,7 +150,7 @@ def furnish(service) -> Objects:
         first_checkpoint_id="ckp_1",
         second_checkpoint_id=None,
     )
-    annotate.plan_evaluation(service.store, service.project.id, [item], batch="b", overlap=2, now=utc_now())
+    planning.plan_evaluation(service.store, service.project.id, [item], batch="b", overlap=2, now=utc_now())
     annotator = service.key("annotator", person="Ann")
     lent = request(service, "POST", "/v1/annotation/lease", annotator).json()
     (live,) = service.store.find(Release, project_id=service.project.id)

@@ -18,7 +18,7 @@ from plaudit.domain import (
     utc_now,
 )
 from plaudit.errors import Conflict, Expired, Forbidden, NotFound, Unauthorized
-from plaudit.loop import annotate, govern
+from plaudit.loop import govern, planning
 from plaudit.web.app import ROUTES
 
 QUESTION = [{"role": "user", "content": "Where is my order?"}]
@@ -172,7 +172,7 @@ def ask(service) -> None:
         first_checkpoint_id="ckp_1",
         second_checkpoint_id=None,
     )
-    annotate.plan_evaluation(service.store, service.project.id, [item], batch="b", overlap=1, now=utc_now())
+    planning.plan_evaluation(service.store, service.project.id, [item], batch="b", overlap=1, now=utc_now())
 
 
 def test_a_question_is_lent_answered_once_and_closed(service) -> None:

@@ -24,7 +24,7 @@ from plaudit.domain import (
     TrainingUse,
     utc_now,
 )
-from plaudit.loop import annotate, collect, govern, pipeline, release, worker
+from plaudit.loop import annotate, collect, govern, pipeline, planning, release, worker
 from plaudit.settings import Settings
 from plaudit.store.database import Store, open_store
 
@@ -91,7 +91,7 @@ def serve(
         made.append((interaction, ResponseText(answer.choices[1].text or "-", answer.choices[1].finish_reason)))
     if checkpoint_id is None:
         extra = {interaction.id: [other] for interaction, other in made}
-        annotate.plan_comparisons(
+        planning.plan_comparisons(
             store, project.id, [one for one, _ in made], extra, model=model, batch="b", now=utc_now()
         )
     return [one for one, _ in made]

@@ -85,13 +85,13 @@ def plan(
     as_json: bool,
 ) -> None:
     """Make training comparisons: what users were shown against a second answer of the live release, drawn now."""
-    from plaudit.loop import pipeline
+    from plaudit.loop import live_questions
     from plaudit.stats.selection import read_mix
 
     opened = open_home(home)
     wanted = opened.settings.overlap if overlap is None else overlap
     with Console(stderr=True).status("Drawing second answers ...") as status:
-        made = pipeline.plan_traffic(
+        made = live_questions.plan_traffic(
             opened.store,
             opened.project_id,
             n,

@@ -12,7 +12,7 @@ from plaudit.client import Plaudit
 from plaudit.crowds import HONEST, LAZY, Question
 from plaudit.domain import Comparison, ComparisonState, Interaction, Json, ResponseText, ReviewKind, Verdict, utc_now
 from plaudit.errors import Conflict
-from plaudit.loop import annotate, conduct, govern, quality, reviews
+from plaudit.loop import annotate, conduct, govern, planning, quality, reviews
 from plaudit.store.database import Store
 
 Tell = Callable[[str, int, int], None]  # what, done, of
@@ -114,7 +114,7 @@ def _plan(stage: Stage, asked: list[Question], golden: set[str], tell: Tell) -> 
             tell("questions", n, len(asked))
     talks = [talk for at in range(0, len(ids), 500) for talk in stage.store.find(Interaction, id=ids[at : at + 500])]
     extra = {talk.id: [ResponseText(by_prompt[talk.messages[-1]["content"]].answers[1])] for talk in talks}
-    planned = annotate.plan_comparisons(
+    planned = planning.plan_comparisons(
         stage.store,
         stage.project_id,
         talks,

@@ -26,7 +26,7 @@ from plaudit.domain import (
     TrainingUse,
     utc_now,
 )
-from plaudit.loop import annotate, release
+from plaudit.loop import annotate, planning, release
 from plaudit.loop.asking import Asking
 from plaudit.openai_protocol import Answer
 
@@ -125,7 +125,7 @@ def draw_second(demo: Demo, tell: Tell, *, prefix: str = "user", batch: str = TU
         temperature=plan.temperature,
         seed=demo.options.seed,
     )
-    planned = annotate.plan_comparisons(
+    planned = planning.plan_comparisons(
         demo.store,
         demo.project_id,
         left,

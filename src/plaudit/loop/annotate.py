@@ -1,6 +1,6 @@
-"""Annotate: questions for annotators, lent one at a time, and the conclusions from their answers.
+"""Annotate: questions (planned in planning.py) lent to annotators one at a time, and the conclusions from their answers.
 
-plan_comparisons / plan_evaluation make Comparisons; lend, heartbeat, release_lease and answer are the annotator's acts; aggregate turns
+lend, heartbeat, release_lease, answer and undo are the annotator's acts; aggregate turns
 Annotations of training Comparisons into Preferences with a probability; evaluation_votes hands the verdicts of an evaluation to its
 judge. A Comparison needs `overlap` distinct annotators: live leases and answers count, a skip does not. The order shown is random per
 (comparison, annotator) and kept on the lease; an answer names a response id, never "left".
@@ -11,53 +11,39 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from plaudit.artifacts import sha256_of
 from plaudit.domain import (
+    OVERALL,
     Annotation,
     Comparison,
     ComparisonKind,
     ComparisonState,
-    Completion,
-    CompletionStatus,
-    EvaluationItem,
     Guideline,
-    Interaction,
     Lease,
     LeaseState,
     Preference,
     PreferenceSource,
     Purpose,
     Response,
-    ResponseOrigin,
-    ResponseText,
     Review,
-    TrainingUse,
     Verdict,
     new_id,
 )
 from plaudit.errors import BadInput, Conflict, Expired, NotFound
 from plaudit.loop import answers, quality
 from plaudit.loop import body as fields
-from plaudit.loop.asking import Asking, screen, screen_item
 from plaudit.loop.quality import DEFAULT_RULES, QUEUE, Rules
 from plaudit.store import annotation as queue
 from plaudit.store.database import Store, Transaction
-from plaudit.store.feedback import shown_responses
 
 if TYPE_CHECKING:  # numpy and scipy load when somebody aggregates, not when the service starts
     from plaudit.loop.conclusions import AggregateReport
     from plaudit.stats.aggregate import Method
-
-OVERALL = "overall"
-FORBIDDEN = "terms of the upstream forbid training"
-AS_IT_IS = Asking()
-MAX_CRITERIA, MAX_CRITERION_CHARS = 12, 60
 
 
 # --- guidelines --------------------------------------------------------------------------------------------------------
@@ -80,295 +66,6 @@ def write_guideline(store: Store, project_id: str, text: str, now: datetime) -> 
 def _guideline(tx: Transaction, project_id: str) -> Guideline | None:
     newest = tx.find(Guideline, project_id=project_id, order="version", descending=True, limit=1)
     return newest[0] if newest else None
-
-
-# --- questions ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What was asked, and why the rest was not: `skipped` counts by reason, `found` personal data by kind."""
-
-    comparisons: tuple[Comparison, ...]
-    skipped: Mapping[str, int]
-    found: Mapping[str, int] = field(default_factory=dict)
-
-
-def plan_comparisons(
-    store: Store,
-    project_id: str,
-    interactions: Sequence[Interaction],
-    extra: Mapping[str, Sequence[ResponseText]],
-    *,
-    model: str,
-    checkpoint_id: str | None = None,
-    batch: str,
-    overlap: int = 3,
-    reason: str = "random",
-    criteria: Sequence[str] = (),
-    asking: Asking = AS_IT_IS,
-    now: datetime,
-) -> Plan:
-    """Training questions: the answer a user was shown against each further sample of the same policy, by interaction id in `extra`.
-
-    `model` and `checkpoint_id` name the policy that drew the samples; `criteria` are judged one by one beside the whole. Only interactions
-    whose consent is `allowed` and whose answer was finished are asked about; an interaction already in this batch is left alone, so a
-    repeated call adds only what is missing. `asking`: what is never asked about, and what nobody is to read.
-    """
-    _check_overlap(overlap)
-    criteria = check_criteria(criteria)
-    skipped: Counter[str] = Counter()
-    found: Counter[str] = Counter()
-    made: list[Comparison] = []
-    with store.write() as tx:
-        present = {one.interaction_id for one in tx.find(Comparison, project_id=project_id, batch=batch)}
-        for interaction in interactions:
-            why, shown = _askable(tx, interaction, present, asking)
-            samples = extra.get(interaction.id, ())
-            if asking.forbids(model):
-                why, shown = FORBIDDEN, None
-            if shown is None or not samples:
-                skipped[why or "no further sample"] += 1
-                continue
-            seen = {shown.text.strip()}
-            next_idx = 1 + max(one.idx for one in tx.find(Response, interaction_id=interaction.id))
-            for sample in samples:
-                if sample.text.strip() in seen:
-                    skipped["identical text"] += 1
-                    continue
-                seen.add(sample.text.strip())
-                read = screen(asking, interaction.messages, (shown.text, sample.text))
-                found.update(read.found)
-                if read.dropped:
-                    skipped[f"personal data ({read.dropped})"] += 1
-                    continue
-                if read.answers[0].strip() == read.answers[1].strip():
-                    skipped["identical text"] += 1
-                    continue
-                left = _as_read(tx, shown, read.answers[0], next_idx, now)
-                next_idx += left is not shown
-                right = replace(sample, text=read.answers[1])
-                response = _response(
-                    project_id, interaction.id, next_idx, right, ResponseOrigin.SAMPLED, model, checkpoint_id, now
-                )
-                next_idx += 1
-                comparison = Comparison(
-                    id=new_id(Comparison),
-                    project_id=project_id,
-                    interaction_id=interaction.id,
-                    purpose=Purpose.TRAINING,
-                    messages=read.messages,
-                    family=interaction.family,
-                    response_ids=(left.id, response.id),
-                    overlap=overlap,
-                    reason=reason,
-                    batch=batch,
-                    criteria=tuple(criteria),
-                    created_at=now,
-                )
-                tx.add(response, comparison)
-                made.append(comparison)
-    return Plan(tuple(made), dict(skipped), dict(found))
-
-
-def plan_ratings(
-    store: Store,
-    project_id: str,
-    interactions: Sequence[Interaction],
-    *,
-    batch: str,
-    overlap: int = 3,
-    criteria: Sequence[str] = (),
-    asking: Asking = AS_IT_IS,
-    now: datetime,
-) -> Plan:
-    """Training questions about one response each: how good is what the user was shown, on the project's scale? Else as `plan_comparisons`."""
-    _check_overlap(overlap)
-    criteria = check_criteria(criteria)
-    skipped: Counter[str] = Counter()
-    found: Counter[str] = Counter()
-    made: list[Comparison] = []
-    with store.write() as tx:
-        present = {one.interaction_id for one in tx.find(Comparison, project_id=project_id, batch=batch)}
-        for interaction in interactions:
-            why, shown = _askable(tx, interaction, present, asking)
-            if shown is None:
-                skipped[why or "empty answer"] += 1
-                continue
-            read = screen(asking, interaction.messages, (shown.text,))
-            found.update(read.found)
-            if read.dropped:
-                skipped[f"personal data ({read.dropped})"] += 1
-                continue
-            next_idx = 1 + max(one.idx for one in tx.find(Response, interaction_id=interaction.id))
-            shown = _as_read(tx, shown, read.answers[0], next_idx, now)
-            comparison = Comparison(
-                id=new_id(Comparison),
-                project_id=project_id,
-                interaction_id=interaction.id,
-                kind=ComparisonKind.RATING,
-                purpose=Purpose.TRAINING,
-                messages=read.messages,
-                family=interaction.family,
-                response_ids=(shown.id,),
-                overlap=overlap,
-                batch=batch,
-                criteria=tuple(criteria),
-                created_at=now,
-            )
-            tx.add(comparison)
-            made.append(comparison)
-    return Plan(tuple(made), dict(skipped), dict(found))
-
-
-def check_criteria(criteria: Sequence[str]) -> tuple[str, ...]:
-    """The names without blanks around them. Raises BadInput."""
-    names = tuple(name.strip() for name in criteria)
-    plain = all(0 < len(name) <= MAX_CRITERION_CHARS and name.isprintable() for name in names)
-    if not plain or len(names) > MAX_CRITERIA or len(set(names)) < len(names) or OVERALL in names:
-        raise BadInput(
-            f"The criteria are {', '.join(map(repr, names))}; give at most {MAX_CRITERIA} different names of 1 to {MAX_CRITERION_CHARS} "
-            f"characters, none of them {OVERALL!r}, which is always asked."
-        )
-    return names
-
-
-def _askable(
-    tx: Transaction, interaction: Interaction, present: Collection[str | None], asking: Asking
-) -> tuple[str | None, Response | None]:
-    """(why it may not be asked about, None) or (None, the answer the user was shown)."""
-    if interaction.training_use is not TrainingUse.ALLOWED:
-        return "consent is not allowed", None
-    if interaction.id in present:
-        return "already in this batch", None
-    completion = tx.first(Completion, id=interaction.id)
-    if completion is None or completion.status is not CompletionStatus.OK:
-        return "no finished answer", None
-    shown = [one for one in shown_responses(tx, interaction.id) or [] if one.text.strip()]
-    if shown and asking.forbids(shown[0].model):
-        return FORBIDDEN, None
-    return (None, shown[0]) if shown else ("empty answer", None)
-
-
-def _as_read(tx: Transaction, shown: Response, text: str, idx: int, now: datetime) -> Response:
-    """What annotators read in place of `shown`: itself, or a copy with this text."""
-    if text == shown.text:
-        return shown
-    copy = replace(
-        shown,
-        id=new_id(Response),
-        idx=idx,
-        text=text,
-        origin=ResponseOrigin.REDACTED,
-        logprob=None,
-        n_tokens=None,
-        created_at=now,
-    )
-    tx.add(copy)
-    return copy
-
-
-def plan_evaluation(
-    store: Store,
-    project_id: str,
-    items: Sequence[EvaluationItem],
-    *,
-    batch: str,
-    overlap: int = 3,
-    asking: Asking = AS_IT_IS,
-    now: datetime,
-) -> list[Comparison]:
-    """Evaluation questions, one per item, in the items' order; a Snapshot refuses them and everything of their families.
-
-    Equal texts are a tie that needs no annotator: that Comparison is closed at once. Called again with the same items it returns what is
-    there. Raises Conflict where the batch holds other items.
-    """
-    _check_overlap(overlap)
-    asked, items = items, [screen_item(asking, item) for item in items]
-    with store.write() as tx:
-        present = {one.attributes["item"]: one for one in tx.find(Comparison, project_id=project_id, batch=batch)}
-        digests = [sha256_of(asdict(item)) for item in items]
-        if present:
-            if [present[index].attributes["sha256"] for index in sorted(present)] != digests:
-                raise Conflict(
-                    f"Batch {batch!r} was planned with other items; give this evaluation a batch of its own."
-                )
-            return [present[index] for index in sorted(present)]
-        made = []
-        for index, (item, digest) in enumerate(zip(items, digests, strict=True)):
-            first = _response(
-                project_id,
-                None,
-                0,
-                item.first,
-                ResponseOrigin.EVALUATED,
-                item.first_model,
-                item.first_checkpoint_id,
-                now,
-            )
-            second = _response(
-                project_id, None, 1, item.second, ResponseOrigin.EVALUATED, item.second_model, item.second_checkpoint_id, now
-            )  # fmt: skip
-            same = item.first.text.strip() == item.second.text.strip()
-            comparison = Comparison(
-                id=new_id(Comparison),
-                project_id=project_id,
-                interaction_id=None,
-                purpose=Purpose.EVALUATION,
-                messages=item.messages,
-                family=item.family,
-                response_ids=(first.id, second.id),
-                overlap=overlap,
-                reason="evaluation",
-                batch=batch,
-                state=ComparisonState.CLOSED if same else ComparisonState.OPEN,
-                attributes={
-                    "item": index,
-                    "sha256": digest,
-                    "identical": same,
-                    # An erasure finds a prompt by its messages, which these no longer are.
-                    **(
-                        {"prompt_sha256": sha256_of(list(asked[index].messages))}
-                        if asked[index].messages != item.messages
-                        else {}
-                    ),
-                },
-                created_at=now,
-            )
-            tx.add(first, second, comparison)
-            made.append(comparison)
-        return made
-
-
-def _check_overlap(overlap: int) -> None:
-    if not 1 <= overlap <= 25:
-        raise BadInput(f"overlap is {overlap}; between 1 and 25 annotators can answer a comparison.")
-
-
-def _response(
-    project_id: str,
-    interaction_id: str | None,
-    idx: int,
-    answer: ResponseText,
-    origin: ResponseOrigin,
-    model: str,
-    checkpoint_id: str | None,
-    now: datetime,
-) -> Response:
-    return Response(
-        id=new_id(Response),
-        project_id=project_id,
-        interaction_id=interaction_id,
-        idx=idx,
-        text=answer.text,
-        finish_reason=answer.finish_reason,
-        origin=origin,
-        model=model,
-        checkpoint_id=checkpoint_id,
-        logprob=answer.logprob,
-        n_tokens=answer.n_tokens,
-        created_at=now,
-    )
 
 
 # --- lending -----------------------------------------------------------------------------------------------------------

@@ -15,14 +15,13 @@ from statistics import median
 
 import numpy as np
 
-from plaudit.domain import Annotation, Preference, PreferenceSource, Verdict
+from plaudit.domain import OVERALL, Annotation, Preference, PreferenceSource, Verdict
 from plaudit.errors import BadInput
 from plaudit.stats.aggregate import Aggregate, Method, Votes, aggregate
 from plaudit.stats.agreement import Agreement, agreement
 from plaudit.stats.intervals import Interval
 from plaudit.store.annotation import Vote
 
-OVERALL = "overall"
 TIE = 2  # the label beside 0 and 1, where anybody says so
 # How much a vote counts in its Preference's weight. One without a strength is as good as a clear one: who is not asked for it loses nothing.
 STRENGTH_WEIGHT = {None: 1.0, 1: 0.5, 2: 1.0, 3: 1.5}

@@ -12,7 +12,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plaudit.domain import Comparison, Interaction, Json, Purpose, Response, Review, ReviewKind, Standing, Verdict
+from plaudit.domain import (
+    OVERALL,
+    Comparison,
+    Interaction,
+    Json,
+    Purpose,
+    Response,
+    Review,
+    ReviewKind,
+    Standing,
+    Verdict,
+)
 from plaudit.stats import audits, conduct
 from plaudit.stats.aggregate import Votes
 from plaudit.stats.conduct import Kind
@@ -76,7 +87,7 @@ def _cast(votes: Sequence[Vote]) -> list[Vote]:
     kept = [
         vote
         for vote in votes
-        if vote.annotation.criterion == "overall" and vote.annotation.verdict in said and len(vote.response_ids) == 2
+        if vote.annotation.criterion == OVERALL and vote.annotation.verdict in said and len(vote.response_ids) == 2
     ]
     return sorted(kept, key=lambda vote: (vote.annotation.created_at, vote.annotation.id))
 

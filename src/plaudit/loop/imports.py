@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from plaudit.artifacts import sha256_of
 from plaudit.domain import (
+    OVERALL,
     PREFIXES,
     Annotation,
     Comparison,
@@ -166,7 +167,7 @@ class _Rows:
                 comparison_id=comparison.id,
                 annotator_id=who.id,
                 guideline_id=None,
-                criterion=one.criterion or "overall",
+                criterion=one.criterion or OVERALL,
                 verdict=verdict,
                 choice=choice,
                 order=tuple(responses[index].id for index in one.order or (0, 1)),

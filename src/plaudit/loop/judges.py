@@ -1,5 +1,5 @@
 """Judges: any OpenAI-compatible model says which of two answers is better, blind, in both orders, by one fixed rubric; or a held-out reward
-model's scores say it. What people say comes through the annotation queue (`annotate.plan_evaluation`).
+model's scores say it. What people say comes through the annotation queue (`planning.plan_evaluation`).
 
 A judge is no gold: its verdicts are shown beside their bias of position, their consistency and, where people judged the same pairs, its
 agreement with them. Answers stand between markers that hold a hash of both, so that a text cannot close its own.

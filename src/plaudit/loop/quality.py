@@ -15,6 +15,7 @@ from typing import Any
 
 from plaudit.domain import (
     COMPARISON_TRANSITIONS,
+    OVERALL,
     Annotation,
     Comparison,
     ComparisonKind,
@@ -39,7 +40,6 @@ from plaudit.loop import govern
 from plaudit.store import annotation as queue
 from plaudit.store.database import Store, Transaction
 
-OVERALL = "overall"
 QUEUE = (Purpose.TRAINING, Purpose.EVALUATION)  # what the queue lends; gold comes in between by its own rule
 ONBOARDING = 10  # gold questions that come first, where a project has that many
 ONBOARDING_PASS = 0.7

@@ -31,8 +31,8 @@ from plaudit.domain import (
 from plaudit.errors import BadInput
 from plaudit.formats.files import Rejected
 from plaudit.formats.questions import Asked
-from plaudit.loop.annotate import check_criteria
 from plaudit.loop.asking import Asking, Shown, screen
+from plaudit.loop.planning import check_criteria
 from plaudit.loop.prompts import default_family
 from plaudit.store.database import Store, Transaction
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from plaudit.domain import (
+    OVERALL,
     Annotation,
     Comparison,
     ComparisonKind,
@@ -100,7 +101,7 @@ def look(store: Store, project_id: str, expert_id: str, review_id: str) -> Case:
         if review is None:
             raise NotFound(f"There is no Review {review_id!r} in this project.")
         comparison = tx.get(Comparison, review.comparison_id)
-        given = tx.find(Annotation, comparison_id=comparison.id, criterion=quality.OVERALL)
+        given = tx.find(Annotation, comparison_id=comparison.id, criterion=OVERALL)
         responses = {one.id: one for one in tx.find(Response, id=comparison.response_ids)}
         guidelines = tx.find(Guideline, project_id=project_id, order="version", descending=True, limit=1)
     if any(one.annotator_id == expert_id for one in given):

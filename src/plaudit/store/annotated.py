@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from plaudit.domain import (
+    OVERALL,
     Annotation,
     Comparison,
     ComparisonKind,
@@ -88,7 +89,7 @@ def rated(tx: Transaction, project_id: str) -> Iterator[Rated]:
     """In order of the Comparison's id."""
     means = (
         sa.select(_A.c.comparison_id, sa.cast(sa.func.avg(_A.c.rating), sa.Double).label("rating"))
-        .where(_A.c.project_id == project_id, _A.c.criterion == "overall", _A.c.verdict == Verdict.RATE)
+        .where(_A.c.project_id == project_id, _A.c.criterion == OVERALL, _A.c.verdict == Verdict.RATE)
         .group_by(_A.c.comparison_id)
         .subquery()
     )

@@ -16,6 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from plaudit.domain import (
+    OVERALL,
     Annotation,
     Comparison,
     ComparisonState,
@@ -224,7 +225,7 @@ def own_answers(tx: Transaction, project_id: str, annotator_id: str) -> list[tup
     query = sa.select(_ANNOTATIONS.c.verdict, _ANNOTATIONS.c.seconds).where(
         _ANNOTATIONS.c.project_id == project_id,
         _ANNOTATIONS.c.annotator_id == annotator_id,
-        _ANNOTATIONS.c.criterion == "overall",
+        _ANNOTATIONS.c.criterion == OVERALL,
     )
     return [(row["verdict"], row["seconds"]) for row in tx.rows(query)]
 
@@ -236,7 +237,7 @@ def n_paid(tx: Transaction, project_id: str) -> int:
         .select_from(_ANNOTATIONS)
         .where(
             _ANNOTATIONS.c.project_id == project_id,
-            _ANNOTATIONS.c.criterion == "overall",
+            _ANNOTATIONS.c.criterion == OVERALL,
             _ANNOTATIONS.c.verdict != Verdict.SKIP,
         )
     )
@@ -408,7 +409,7 @@ _GOLD = (
             sa.and_(
                 _ANNOTATIONS.c.comparison_id == _COMPARISONS.c.id,
                 _ANNOTATIONS.c.annotator_id == _annotator,
-                _ANNOTATIONS.c.criterion == "overall",
+                _ANNOTATIONS.c.criterion == OVERALL,
             ),
         )
     )
@@ -423,7 +424,7 @@ _GOLD_RECORDS = (
     .select_from(_COMPARISONS.join(_ANNOTATIONS, _ANNOTATIONS.c.comparison_id == _COMPARISONS.c.id))
     .where(
         _COMPARISONS.c.gold_choice.is_not(None),
-        _ANNOTATIONS.c.criterion == "overall",
+        _ANNOTATIONS.c.criterion == OVERALL,
         _ANNOTATIONS.c.flagged.is_(False),
     )
     .group_by(_ANNOTATIONS.c.annotator_id)

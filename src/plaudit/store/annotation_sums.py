@@ -13,7 +13,17 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from plaudit.domain import Annotation, Comparison, ComparisonKind, ComparisonState, Person, Purpose, Standing, Verdict
+from plaudit.domain import (
+    OVERALL,
+    Annotation,
+    Comparison,
+    ComparisonKind,
+    ComparisonState,
+    Person,
+    Purpose,
+    Standing,
+    Verdict,
+)
 from plaudit.store.database import Transaction
 from plaudit.store.schema import TABLES
 
@@ -23,7 +33,6 @@ _MICROSECONDS = sa.BigInteger()
 _DAY_US = 86_400_000_000
 _MONDAY_US = 4 * _DAY_US  # 1970-01-05
 _QUEUE = (Purpose.TRAINING, Purpose.EVALUATION)
-OVERALL = "overall"
 
 
 @dataclass(frozen=True)

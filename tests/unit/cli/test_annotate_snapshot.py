@@ -11,7 +11,7 @@ from plaudit.cli.snapshot import snapshot
 from plaudit.domain import Comparison, Guideline, ResponseText, SnapshotRecord, utc_now
 from plaudit.errors import BadInput, Corrupt, NotFound
 from plaudit.loop import annotate as stage
-from plaudit.loop import collect, govern, release
+from plaudit.loop import collect, govern, planning, release
 
 N_QUESTIONS, NAMES = 12, ("Ann", "Bea", "Cyd")
 
@@ -35,7 +35,7 @@ def home(tmp_path):
         for n in range(N_QUESTIONS)
     ]
     extra = {one.id: [ResponseText(f"a much longer answer {one.id}")] for one in interactions}
-    stage.plan_comparisons(store, project, interactions, extra, model="m", batch="b", overlap=3, now=utc_now())
+    planning.plan_comparisons(store, project, interactions, extra, model="m", batch="b", overlap=3, now=utc_now())
     for name in NAMES:
         person = govern.person(store, project, name, utc_now())
         while loan := stage.lend(store, project, person.id, 60, utc_now()):

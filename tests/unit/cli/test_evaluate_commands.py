@@ -21,7 +21,7 @@ from plaudit.domain import (
     utc_now,
 )
 from plaudit.errors import BadInput, NotFound
-from plaudit.loop import annotate, govern, judges, release
+from plaudit.loop import annotate, govern, judges, planning, release
 from plaudit.store.database import Store, open_store
 
 P = "prj_default"
@@ -108,7 +108,7 @@ def plan(store: Store) -> Checkpoint:
                        second=ResponseText("a2" if i == 2 else "b"), first_checkpoint_id=made.id, second_checkpoint_id=None)
         for i in range(3)
     ]  # fmt: skip
-    annotate.plan_evaluation(store, P, items, batch="b", overlap=1, now=utc_now())
+    planning.plan_evaluation(store, P, items, batch="b", overlap=1, now=utc_now())
     return made
 
 

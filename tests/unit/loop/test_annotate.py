@@ -30,7 +30,7 @@ from plaudit.domain import (
     TrainingUse,
 )
 from plaudit.errors import BadInput, Conflict, Expired, NotFound, PlauditError
-from plaudit.loop import annotate, govern
+from plaudit.loop import annotate, govern, planning
 from plaudit.store.database import Store, open_store
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -49,7 +49,7 @@ def item(index: int, first: str = "first", second: str = "second") -> Evaluation
 
 
 def evaluation(store: Store, project: Project, n: int, overlap: int = 3, batch: str = "eval") -> list[Comparison]:
-    return annotate.plan_evaluation(
+    return planning.plan_evaluation(
         store, project.id, [item(i) for i in range(n)], batch=batch, overlap=overlap, now=NOW
     )
 
@@ -81,8 +81,8 @@ def reply(
 # --- questions ---------------------------------------------------------------------------------------------------------
 
 
-def plan(store: Store, interactions: Sequence[Interaction], extra: dict[str, Sequence[ResponseText]]) -> annotate.Plan:
-    return annotate.plan_comparisons(
+def plan(store: Store, interactions: Sequence[Interaction], extra: dict[str, Sequence[ResponseText]]) -> planning.Plan:
+    return planning.plan_comparisons(
         store, interactions[0].project_id, interactions, extra, model="base", batch="b1", now=NOW
     )
 
@@ -151,7 +151,7 @@ def test_an_evaluation_keeps_the_items_order_and_is_planned_once(store: Store, p
 
 
 def test_equal_texts_are_a_tie_that_nobody_is_asked_about(store: Store, project: Project) -> None:
-    annotate.plan_evaluation(store, project.id, [item(0, "same", "same ")], batch="b", now=NOW)
+    planning.plan_evaluation(store, project.id, [item(0, "same", "same ")], batch="b", now=NOW)
     assert annotate.lend(store, project.id, people(store, project, 1)[0], 60, NOW) is None
     (votes,) = annotate.evaluation_votes(store, project.id, "b")
     assert (votes.identical, votes.closed, votes.wins) == (True, True, 0)

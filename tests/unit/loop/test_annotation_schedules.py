@@ -25,7 +25,7 @@ from plaudit.domain import (
     Verdict,
 )
 from plaudit.errors import Conflict, Expired, Forbidden, NotFound
-from plaudit.loop import annotate, govern, quality
+from plaudit.loop import annotate, govern, planning, quality
 from plaudit.loop.quality import Rules
 from plaudit.store.database import Store, open_store
 
@@ -47,7 +47,7 @@ def questions(store: Store, project: Project, n: int, overlap: int) -> list[Comp
         )
         for i in range(n)
     ]
-    made = annotate.plan_evaluation(store, project.id, items, batch="b", overlap=overlap, now=NOW)
+    made = planning.plan_evaluation(store, project.id, items, batch="b", overlap=overlap, now=NOW)
     with store.write() as tx:
         return [tx.change(Comparison, one.id, purpose=Purpose.TRAINING) for one in made]
 

@@ -21,7 +21,7 @@ from plaudit.domain import (
     Verdict,
 )
 from plaudit.errors import BadInput, Conflict
-from plaudit.loop import annotate, govern, quality, reviews
+from plaudit.loop import annotate, govern, planning, quality, reviews
 from plaudit.loop.quality import Rules
 from plaudit.store.database import Store
 
@@ -29,14 +29,14 @@ Chat = Callable[..., Interaction]
 
 
 def rating_questions(store: Store, talks: list[Interaction], now: datetime, overlap: int = 1) -> list[Comparison]:
-    plan = annotate.plan_ratings(
+    plan = planning.plan_ratings(
         store, talks[0].project_id, talks, batch="rate", overlap=overlap, criteria=("tone",), now=now
     )
     return list(plan.comparisons)
 
 
 def pair_question(store: Store, talk: Interaction, now: datetime, overlap: int = 1) -> Comparison:
-    return annotate.plan_comparisons(
+    return planning.plan_comparisons(
         store, talk.project_id, [talk], {talk.id: [ResponseText("Another one.")]}, model="m", batch="pairs", overlap=overlap,
         criteria=("accuracy", " tone "), now=now,
     ).comparisons[0]  # fmt: skip
@@ -129,4 +129,4 @@ def test_ratings_make_no_pairs_and_ask_no_expert(store: Store, project: Project,
 @pytest.mark.parametrize("criteria", [("",), ("tone", " tone"), ("overall",), ("x" * 61,), tuple("abcdefghijklm")])
 def test_criteria_are_few_different_names(criteria: tuple[str, ...]) -> None:
     with pytest.raises(BadInput, match="The criteria are"):
-        annotate.check_criteria(criteria)
+        planning.check_criteria(criteria)

@@ -17,7 +17,7 @@ from plaudit.domain import (
     TrainingUse,
 )
 from plaudit.errors import BadInput
-from plaudit.loop import annotate, collect, erasure, evaluate, govern
+from plaudit.loop import annotate, collect, erasure, evaluate, govern, planning
 from plaudit.loop.asking import Asking, screen
 from plaudit.loop.snapshot import freeze
 from plaudit.store.database import Store
@@ -27,9 +27,9 @@ IBAN = "DE89 3704 0044 0532 0130 00"
 Chat = Callable[..., Interaction]
 
 
-def asked(store: Store, project: Project, chats: list[Interaction], second: str, **asking: object) -> annotate.Plan:
+def asked(store: Store, project: Project, chats: list[Interaction], second: str, **asking: object) -> planning.Plan:
     extra = {one.id: [ResponseText(second)] for one in chats}
-    return annotate.plan_comparisons(
+    return planning.plan_comparisons(
         store, project.id, chats, extra, model="base", batch="b", overlap=1, asking=Asking(**asking), now=NOW,
     )  # type: ignore[arg-type]  # fmt: skip
 
@@ -85,7 +85,8 @@ def test_what_is_only_counted_and_what_is_not_asked_at_all(
 def test_consent_and_terms_come_before_the_question(store: Store, project: Project, chat: Chat) -> None:
     chats = [chat("a", ("x",)), chat("b", ("x",), training_use=TrainingUse.UNKNOWN)]
     assert dict(asked(store, project, chats, "y", forbidden_models=("ba*",)).skipped) == {
-        "terms of the upstream forbid training": 2
+        "terms of the upstream forbid training": 1,
+        "consent is not allowed": 1,
     }
     assert dict(asked(store, project, chats, "y", forbidden_models=("gpt-*",)).skipped) == {"consent is not allowed": 1}
     assert store.count(Comparison, project_id=project.id) == 1
@@ -94,7 +95,7 @@ def test_consent_and_terms_come_before_the_question(store: Store, project: Proje
 def test_a_single_response_is_screened_too(store: Store, project: Project, chat: Chat) -> None:
     one = chat("q", (f"to {IBAN}",))
     rules = Asking({"iban": "redact"})
-    plan = annotate.plan_ratings(store, project.id, [one], batch="r", overlap=1, asking=rules, now=NOW)
+    plan = planning.plan_ratings(store, project.id, [one], batch="r", overlap=1, asking=rules, now=NOW)
     assert store.get(Response, plan.comparisons[0].response_ids[0]).text == "to [iban]"
 
 
@@ -107,7 +108,7 @@ def test_an_evaluation_keeps_every_item_and_an_erasure_still_finds_its_prompt(
         second_checkpoint_id=None,
     )  # fmt: skip
     for _ in range(2):  # again: what is there
-        made = annotate.plan_evaluation(
+        made = planning.plan_evaluation(
             store, project.id, [item], batch="e", overlap=1, asking=Asking({"iban": "drop"}), now=NOW
         )
     (read,) = evaluate.stored_items(store, project.id, "e")

@@ -9,7 +9,7 @@ import pytest
 
 from plaudit.domain import AuditEntry, Comparison, Interaction, Project, ResponseText, Standing
 from plaudit.errors import BadInput, NotFound
-from plaudit.loop import annotate, govern, quality
+from plaudit.loop import annotate, govern, planning, quality
 from plaudit.store.database import Store
 
 Chat = Callable[..., Interaction]
@@ -17,7 +17,7 @@ Chat = Callable[..., Interaction]
 
 def asked(store: Store, chat: Chat, batch: str, now: datetime, **columns: object) -> Comparison:
     talk = chat(f"About {batch}?")
-    plan = annotate.plan_comparisons(
+    plan = planning.plan_comparisons(
         store, talk.project_id, [talk], {talk.id: [ResponseText("No.")]}, model="m", batch=batch, now=now
     )
     return store.change(Comparison, plan.comparisons[0].id, **{"priority": 0, **columns})

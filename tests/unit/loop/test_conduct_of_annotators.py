@@ -13,7 +13,7 @@ import pytest
 
 from plaudit.crowds import HONEST, LAZY
 from plaudit.domain import Comparison, Interaction, Project, ResponseText, Review, ReviewKind, Verdict
-from plaudit.loop import annotate, conduct, govern, quality, reviews
+from plaudit.loop import annotate, conduct, govern, planning, quality, reviews
 from plaudit.store.database import Store
 
 Chat = Callable[..., Interaction]
@@ -26,7 +26,7 @@ def asked(store: Store, chat: Chat, now: datetime) -> list[Comparison]:
         chat(f"question {i}", (f"answer {i}",), attributes={"topic": "other" if i % 4 else "refund"}) for i in range(20)
     ]
     extra = {one.id: [ResponseText("a second answer")] for one in talks}
-    planned = annotate.plan_comparisons(
+    planned = planning.plan_comparisons(
         store, talks[0].project_id, talks, extra, model="m", batch="b", overlap=2, now=now
     )
     return list(planned.comparisons)

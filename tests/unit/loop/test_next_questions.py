@@ -12,7 +12,7 @@ import pytest
 
 from plaudit.domain import Assignment, Interaction, Project, Response, utc_now
 from plaudit.errors import BadInput
-from plaudit.loop import next_questions, pipeline, release
+from plaudit.loop import live_questions, next_questions, release
 from plaudit.loop.next_questions import Candidate, Figures
 from plaudit.stats.selection import Mix
 from plaudit.store.database import Store
@@ -41,7 +41,9 @@ def test_a_mix_asks_what_it_is_for_and_keeps_the_reason(
         return Figures([float(n) for n in number], [float(n) for n in number])
 
     mix = Mix(close=0.25, disagreement=0.25)
-    made = pipeline.plan_traffic(store, project.id, 8, batch="b", overlap=2, mix=mix, scorer=scorer, now=utc_now())
+    made = live_questions.plan_traffic(
+        store, project.id, 8, batch="b", overlap=2, mix=mix, scorer=scorer, now=utc_now()
+    )
     assert Counter(one.reason for one in made.comparisons) == {"random": 4, "close": 2, "disagreement": 2}
     drawn = {one.id: int(str(one.messages[0]["content"]).split()[1]) for one in served}
     numbers = {one.interaction_id: drawn[one.interaction_id or ""] for one in made.comparisons}
@@ -60,12 +62,12 @@ def test_a_mix_asks_what_it_is_for_and_keeps_the_reason(
 def test_coverage_evens_out_an_attribute_over_what_was_asked_before(
     store: Store, project: Project, served: list[Interaction]
 ) -> None:
-    made = pipeline.plan_traffic(
+    made = live_questions.plan_traffic(
         store, project.id, 10, batch="b", overlap=1, mix=Mix(coverage=1.0), slice_by="topic", now=utc_now()
     )
     by_id = {one.id: one.attributes["topic"] for one in served}
     assert Counter(by_id[one.interaction_id or ""] for one in made.comparisons) == {"refund": 5, "other": 5}
-    again = pipeline.plan_traffic(
+    again = live_questions.plan_traffic(
         store, project.id, 10, batch="c", overlap=1, mix=Mix(coverage=1.0), slice_by="topic", now=utc_now()
     )
     assert {by_id[one.interaction_id or ""] for one in again.comparisons} == {"other"}  # no refund is left
@@ -75,7 +77,7 @@ def test_a_mix_that_needs_scores_needs_a_reward_model(
     store: Store, project: Project, served: list[Interaction]
 ) -> None:
     with pytest.raises(BadInput, match="--reward"):
-        pipeline.plan_traffic(store, project.id, 8, batch="b", overlap=2, mix=Mix(close=0.5), now=utc_now())
+        live_questions.plan_traffic(store, project.id, 8, batch="b", overlap=2, mix=Mix(close=0.5), now=utc_now())
 
 
 STAND_IN = """

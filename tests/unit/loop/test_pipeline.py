@@ -39,7 +39,7 @@ from plaudit.domain import (
     utc_now,
 )
 from plaudit.errors import BadInput, Conflict, NotFound, Refused, TrainingStopped
-from plaudit.loop import annotate, experiment, govern, pipeline, release, train
+from plaudit.loop import annotate, experiment, govern, live_questions, pipeline, planning, release, train
 from plaudit.loop.pipeline import Turn, TurnConfig
 from plaudit.settings import Settings
 from plaudit.store.database import Store
@@ -98,7 +98,7 @@ def make(store: Store, project: Project, chat: Callable[..., Interaction], tmp_p
 def answered(store: Store, project: Project, chat: Callable[..., Interaction], n: int, first: int = 0) -> None:
     asked = [chat(question=f"question {i}", family=f"f{i}", actor=f"u{i}") for i in range(first, first + n)]
     extra = {one.id: [ResponseText("Another answer.")] for one in asked}
-    annotate.plan_comparisons(store, project.id, asked, extra, model="base", batch=f"b{first}", now=utc_now())
+    planning.plan_comparisons(store, project.id, asked, extra, model="base", batch=f"b{first}", now=utc_now())
     work(store, project, lambda comparison: comparison.response_ids[0])
 
 
@@ -383,7 +383,7 @@ def test_traffic_is_asked_about_once_and_as_it_was_answered(
         return real(url, requests, **more)
 
     monkeypatch.setattr(backends, "complete_many", spy)
-    first = pipeline.plan_traffic(store, project.id, 3, batch="b", overlap=2, now=utc_now())
+    first = live_questions.plan_traffic(store, project.id, 3, batch="b", overlap=2, now=utc_now())
     assert (len(first.comparisons), first.skipped) == (3, {})
     assert {(one.purpose, one.overlap, one.batch) for one in first.comparisons} == {(Purpose.TRAINING, 2, "b")}
     for request in sent:
@@ -396,9 +396,9 @@ def test_traffic_is_asked_about_once_and_as_it_was_answered(
     one = first.comparisons[0]
     shown, second = (store.get(Response, id) for id in one.response_ids)
     assert (shown.origin, second.origin, second.interaction_id) == ("served", "sampled", one.interaction_id)
-    rest = pipeline.plan_traffic(store, project.id, 50, batch="b", overlap=2, now=utc_now())
+    rest = live_questions.plan_traffic(store, project.id, 50, batch="b", overlap=2, now=utc_now())
     about = [one.interaction_id for one in (*first.comparisons, *rest.comparisons)]
     assert sorted(about) == sorted(one.id for one in good)
-    assert pipeline.plan_traffic(store, project.id, 50, batch="c", overlap=2, now=utc_now()).comparisons == ()
+    assert live_questions.plan_traffic(store, project.id, 50, batch="c", overlap=2, now=utc_now()).comparisons == ()
     with pytest.raises(BadInput, match="n is 0"):
-        pipeline.plan_traffic(store, project.id, 0, batch="b", overlap=2, now=utc_now())
+        live_questions.plan_traffic(store, project.id, 0, batch="b", overlap=2, now=utc_now())

@@ -12,7 +12,7 @@ import pytest
 from plaudit import artifacts
 from plaudit.domain import Checkpoint, CheckpointKind, EvaluationItem, Project, ResponseText, new_id
 from plaudit.errors import BadInput, Refused
-from plaudit.loop import annotate, gates, judges, pipeline, train
+from plaudit.loop import gates, judges, pipeline, planning, train
 from plaudit.loop.pipeline import Turn, TurnConfig
 from plaudit.store.database import Store
 
@@ -88,7 +88,7 @@ def test_the_reward_that_trained_a_policy_may_not_judge_it(
                        second=ResponseText(f"b{i}"), first_checkpoint_id=policy.id, second_checkpoint_id=None)
         for i in range(2)
     ]  # fmt: skip
-    annotate.plan_evaluation(store, project.id, items, batch="b", now=NOW)
+    planning.plan_evaluation(store, project.id, items, batch="b", now=NOW)
     made = turn(store, project, tmp_path)
     with pytest.raises(Refused, match=f"{policy.id} was trained on {trained.id}; take a held-out"):
         pipeline.judge_by_reward(made, "b", trained.id)

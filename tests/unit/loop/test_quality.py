@@ -25,7 +25,7 @@ from plaudit.domain import (
     Verdict,
 )
 from plaudit.errors import BadInput, Conflict, Expired, Forbidden, NotFound
-from plaudit.loop import annotate, govern, quality, reviews
+from plaudit.loop import annotate, govern, planning, quality, reviews
 from plaudit.loop.quality import Rules
 from plaudit.store.database import Store
 
@@ -40,7 +40,7 @@ def asked(store: Store, chat: Chat, now: datetime) -> Asked:
     def make(n: int, overlap: int = 3, batch: str = "b") -> list[Comparison]:
         talks = [chat(f"question {i} of {batch}", (f"answer {i} of {batch}",)) for i in range(n)]
         extra = {one.id: [ResponseText(f"sample of {one.id}")] for one in talks}
-        planned = annotate.plan_comparisons(
+        planned = planning.plan_comparisons(
             store, talks[0].project_id, talks, extra, model="m", batch=batch, overlap=overlap, now=now
         )
         return list(planned.comparisons)

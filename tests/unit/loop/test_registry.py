@@ -30,7 +30,7 @@ from plaudit.domain import (
     new_id,
 )
 from plaudit.errors import NotFound
-from plaudit.loop import annotate, govern, registry, release
+from plaudit.loop import annotate, govern, planning, registry, release
 from plaudit.loop.snapshot import freeze
 from plaudit.store.database import Store
 
@@ -75,7 +75,7 @@ def made(store: Store, project: Project, chat: Callable[..., Interaction], tmp_p
     """A turn's leavings: N comparisons with two answers each, a Snapshot, a reward model, a policy, a candidate."""
     asked = [chat(f"question {i}", (f"answer {i}",), family=f"family {i}") for i in range(N)]
     other = {one.id: [ResponseText(f"second {one.id}")] for one in asked}
-    annotate.plan_comparisons(store, project.id, asked, other, model="base", batch="b", overlap=2, now=NOW)
+    planning.plan_comparisons(store, project.id, asked, other, model="base", batch="b", overlap=2, now=NOW)
     for name in ("Ann", "Bob"):
         who = govern.person(store, project.id, name, NOW).id
         while (loan := annotate.lend(store, project.id, who, 60, NOW)) is not None:

@@ -25,7 +25,7 @@ from plaudit.domain import (
     TrainingUse,
 )
 from plaudit.errors import BadInput, Corrupt, Refused
-from plaudit.loop import annotate, collect, govern
+from plaudit.loop import annotate, collect, govern, planning
 from plaudit.loop.snapshot import freeze
 from plaudit.loop.snapshots.pool import Curation
 from plaudit.loop.snapshots.splits import split_of
@@ -38,7 +38,7 @@ Chat = Callable[..., Interaction]
 def annotated(store: Store, interactions: list[Interaction]) -> None:
     """Comparisons on these interactions, three votes each, concluded."""
     project_id = interactions[0].project_id
-    annotate.plan_comparisons(
+    planning.plan_comparisons(
         store, project_id, interactions, {one.id: [ResponseText(f"sample for {one.family}")] for one in interactions},
         model="base", batch=interactions[0].id, now=NOW,
     )  # fmt: skip
@@ -98,7 +98,7 @@ def test_single_votes_lie_beside_the_preferences_they_stand_behind(store: Store,
     annotated(store, [*asked, withdrawn])
     store.change(Interaction, withdrawn.id, training_use=TrainingUse.DENIED)  # after three people had voted
     extra = {one.id: [ResponseText("another sample")] for one in asked[:1]}
-    annotate.plan_comparisons(store, "prj_default", asked[:1], extra, model="base", batch="mixed", now=NOW)
+    planning.plan_comparisons(store, "prj_default", asked[:1], extra, model="base", batch="mixed", now=NOW)
     verdicts = iter([("prefer", 1), ("tie", None), ("both_bad", None)])
     for number in range(3):
         who = govern.person(store, "prj_default", f"annotator {number}", NOW).id
@@ -223,7 +223,7 @@ def evaluate(store: Store, family: str, question: str) -> list[str]:
         first=ResponseText("candidate text"), second=ResponseText("base text"),
         first_checkpoint_id="ckp", second_checkpoint_id=None,
     )  # fmt: skip
-    (comparison,) = annotate.plan_evaluation(store, "prj_default", [item], batch=question, overlap=1, now=NOW)
+    (comparison,) = planning.plan_evaluation(store, "prj_default", [item], batch=question, overlap=1, now=NOW)
     assert comparison.purpose is Purpose.EVALUATION
     return [comparison.id, *comparison.response_ids]
 
@@ -444,7 +444,7 @@ def test_slices_and_active_selection_come_from_the_store(store: Store, chat: Cha
     ]
     for chosen, reason in ((interactions[:6], "random"), (interactions[6:], "uncertain")):
         extra = {one.id: [ResponseText("sample")] for one in chosen}
-        annotate.plan_comparisons(
+        planning.plan_comparisons(
             store, "prj_default", chosen, extra, model="base", batch=reason, overlap=1, reason=reason, now=NOW
         )
     who = govern.person(store, "prj_default", "ann", NOW).id

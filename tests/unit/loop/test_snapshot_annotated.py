@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from plaudit.domain import Interaction, Preference, Project, Response, ResponseOrigin, ResponseText, TrainingUse
-from plaudit.loop import annotate, govern
+from plaudit.loop import annotate, govern, planning
 from plaudit.loop.snapshot import freeze
 from plaudit.store.database import Store
 
@@ -17,7 +17,7 @@ Chat = Callable[..., Interaction]
 
 
 def rate(store: Store, talks: list[Interaction], ratings: list[int], now: datetime, who: str = "ann") -> None:
-    annotate.plan_ratings(store, "prj_default", talks, batch="rate", overlap=2, now=now)
+    planning.plan_ratings(store, "prj_default", talks, batch="rate", overlap=2, now=now)
     for rating in ratings:
         person = govern.person(store, "prj_default", who, now).id
         loan = annotate.lend(store, "prj_default", person, 60, now)
@@ -32,7 +32,7 @@ def test_a_better_wording_is_a_demonstration_and_beats_what_was_chosen(
     talk = chat(answers=("Press the button.",))
     denied = chat("Secret?", ("No.",))
     for one in (talk, denied):
-        annotate.plan_comparisons(
+        planning.plan_comparisons(
             store, project.id, [one], {one.id: [ResponseText("Hm.")]}, model="m", batch="b", overlap=1, now=now
         )
         ann = govern.person(store, project.id, "ann", now).id
@@ -62,7 +62,7 @@ def test_an_open_question_gives_nothing_yet(
     store: Store, project: Project, chat: Chat, now: datetime, tmp_path: Path
 ) -> None:
     talk = chat()
-    annotate.plan_comparisons(
+    planning.plan_comparisons(
         store, project.id, [talk], {talk.id: [ResponseText("Hm.")]}, model="m", batch="b", overlap=2, now=now
     )
     ann = govern.person(store, project.id, "ann", now).id

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from plaudit.domain import (
+    OVERALL,
     Annotation,
     AuditEntry,
     Checkpoint,
@@ -269,7 +270,7 @@ def _items(store: Store, project_id: str, batch: str) -> list[Json]:
 
 def _item(place: int, asked: Comparison, texts: Mapping[str, Answer], said: Sequence[Annotation]) -> Json:
     first, second = asked.response_ids[:2]
-    votes = [one.choice for one in said if one.verdict is not Verdict.SKIP and one.criterion == "overall"]
+    votes = [one.choice for one in said if one.verdict is not Verdict.SKIP and one.criterion == OVERALL]
     return {
         "item": place,
         "id": asked.id,
