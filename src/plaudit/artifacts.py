@@ -23,10 +23,12 @@ import shutil
 import tempfile
 import uuid
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
+from math import isfinite
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -155,6 +157,18 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_asci
 def canonical(value: Any) -> bytes:
     """The one byte form that is hashed: JSON, sorted keys, no spaces, UTF-8. Floats print as Python's shortest repr."""
     return _CANONICAL.encode(value).encode()
+
+
+def conversation(messages: Iterable[Mapping[str, Any]]) -> str:
+    """`canonical` of a list of messages as text, at a third of the cost where they have a role and a text as content, as most do."""
+    written = []
+    for message in messages:
+        content, role = message.get("content"), message.get("role")
+        if len(message) == 2 and type(content) is str and type(role) is str:
+            written.append(f'{{"content":{_quoted(content)},"role":{_quoted(role)}}}')
+        else:
+            written.append(_CANONICAL.encode(message))
+    return f"[{','.join(written)}]"
 
 
 def sha256_of(value: Any) -> str:
@@ -445,46 +459,46 @@ class Columns:
     names: tuple[str, ...]
     messages: int  # place of the conversation; -1 where there is none
     split: int
-    _keys: tuple[tuple[str, int], ...]  # sorted: what stands before the value in canonical JSON, and the value's place
+    _sorted: Callable[[Cells], tuple[Any, ...]]  # the cells in the order of their names
+    _form: str  # canonical JSON of a row, with a place for each value in that order
 
     @classmethod
     def of(cls, kind: type) -> Columns:
         names = tuple(field.name for field in fields(kind))
         at = {name: place for place, name in enumerate(names)}
-        keys = tuple((f'{"," if n else "{"}"{name}":', at[name]) for n, name in enumerate(sorted(names)))
-        return cls(names, at.get("messages", -1), at.get("split", -1), keys)
+        form = ",".join(f'"{name}":%s' for name in sorted(names))
+        in_order = itemgetter(*(at[name] for name in sorted(names)))
+        return cls(names, at.get("messages", -1), at.get("split", -1), in_order, f"{{{form}}}")
 
     def cells(self, row: Any) -> Cells:
         values = [getattr(row, name) for name in self.names]
         if self.messages >= 0:
-            values[self.messages] = canonical(values[self.messages]).decode()
+            values[self.messages] = conversation(values[self.messages])
         return tuple(values)
 
     def line(self, cells: Cells) -> bytes:
-        """The same bytes as `canonical` of the row's fields, at a third of the cost."""
-        parts: list[str] = []
-        for key, place in self._keys:
-            cell = cells[place]
-            if place == self.messages:
-                parts += (key, cell)
-            elif type(cell) is str:
-                parts += (key, _quoted(cell))
-            else:
-                parts += (key, _TRUTH[cell] if type(cell) is bool else _CANONICAL.encode(cell))
-        parts.append("}")
-        return "".join(parts).encode()
+        """The same bytes as `canonical` of the row's fields, at a fifth of the cost."""
+        written = [_WRITTEN.get(type(cell), _CANONICAL.encode)(cell) for cell in cells]
+        if self.messages >= 0:
+            written[self.messages] = cells[self.messages]
+        return (self._form % self._sorted(tuple(written))).encode()
 
 
 Cells = tuple[Any, ...]
-_TRUTH = {True: "true", False: "false"}
-_quoted = json.encoder.encode_basestring  # what the canonical encoder itself calls for a text
+# What the canonical encoder itself makes of a cell, without the cost of starting it.
+_quoted = json.encoder.encode_basestring
+_WRITTEN: dict[type, Callable[[Any], str]] = {
+    str: _quoted,
+    bool: {True: "true", False: "false"}.__getitem__,
+    float: lambda cell: repr(cell) if isfinite(cell) else _CANONICAL.encode(cell),
+}
 
 
 class _SortedRows:
     """Rows (dataclasses, or the cells of them) in a file without a name, to be read in the order of their canonical bytes. In memory are the
     first KEY of those bytes, the row's place and the sha256."""
 
-    KEY = 48
+    KEY = 64
 
     def __init__(self, folder: Path, kind: type, rows: Iterable[Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -212,7 +212,7 @@ def check_pattern(pattern: Any, what: str) -> None:
     if not isinstance(pattern, str) or not pattern:
         raise ConfigError(f"{what} has the pattern {pattern!r}; give a regular expression.")
     try:
-        matches_nothing = "\x00" in _marked("", pattern)
+        matches_nothing = "\x00" in _marked([""], pattern)[0]
     except ValueError as error:  # pyarrow's ArrowInvalid
         raise ConfigError(f"{what} has a pattern that RE2 does not read ({error}).") from error
     if matches_nothing:
@@ -225,21 +225,32 @@ def check_pattern(pattern: Any, what: str) -> None:
 def find(pattern: str, text: str, before: str = "") -> list[tuple[int, int]]:
     """(start, end) of the matches from left to right, none empty, none over another; in characters. `before` is the one character that
     stands before the text: no match begins with it, but a word border sees it."""
-    spans, at = [], -len(before)
     whole = (before + text).replace("\x00", "\ufffd")
-    for place, piece in enumerate(_marked(whole, rf"\A(?s:.)|(?:{pattern})" if before else pattern).split("\x00")):
+    (marked,) = _marked([whole], rf"\A(?s:.)|(?:{pattern})" if before else pattern)
+    return _spans(marked, -len(before))
+
+
+def find_each(pattern: str, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+    """What `find` says of each text, with the pattern compiled once: compiling takes RE2 longer than a text."""
+    return [_spans(marked, 0) for marked in _marked([text.replace("\x00", "\ufffd") for text in texts], pattern)]
+
+
+def _spans(marked: str, at: int) -> list[tuple[int, int]]:
+    """`at`: where in the text that is asked about the marked one begins."""
+    spans = []
+    for place, piece in enumerate(marked.split("\x00")):
         if place % 2 and piece and at >= 0:
             spans.append((at, at + len(piece)))
         at += len(piece)
     return spans
 
 
-def _marked(text: str, pattern: str) -> str:
-    """The text with a NUL on both sides of each match: the one call of pyarrow that says where all of them are."""
+def _marked(texts: Sequence[str], pattern: str) -> list[str]:
+    """The texts with a NUL on both sides of each match: the one call of pyarrow that says where all of them are."""
     import pyarrow
 
     replace, options = _compiled(pattern)
-    marked: str = replace.call([pyarrow.scalar(text, pyarrow.string())], options).as_py()
+    marked: list[str] = replace.call([pyarrow.array(texts, pyarrow.large_string())], options).to_pylist()
     return marked
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,33 +19,44 @@ from numpy.typing import NDArray
 N_HASHES, BANDS, SEED = 64, 16, 1
 SHINGLE_WORDS = 3
 _WORD = re.compile(r"\w+")
-_SPACED = {
-    sign: " " for sign in range(128) if not _WORD.match(chr(sign))
-}  # of an ASCII text this leaves the same words, sooner
+# Of an ASCII text this leaves the same words in small letters, sooner.
+_PLAIN = bytes(ord(chr(sign).lower()) if _WORD.match(chr(sign)) else ord(" ") for sign in range(128)) + bytes(128)
 
 Signatures = NDArray[np.uint16]  # (n, N_HASHES)
 
 
 def shingles(text: str, mark: str = "") -> list[str]:
     """Runs of three words without case and signs, each after `mark`; a shorter text is one run."""
-    words = text.translate(_SPACED).lower().split() if text.isascii() else _WORD.findall(text.casefold())
+    if text.isascii():
+        words = text.encode().translate(_PLAIN).decode().split()
+    else:
+        words = _WORD.findall(text.casefold())
     if len(words) <= SHINGLE_WORDS:
         return [mark + " ".join(words)]
-    return [f"{mark}{a} {b} {c}" for a, b, c in zip(words, words[1:], words[2:], strict=False)]
+    first = (mark + f"\n{mark}".join(words)).split("\n") if mark else words
+    return list(map(" ".join, zip(first, words[1:], words[2:], strict=False)))
 
 
 def signatures(sets: Sequence[Sequence[str]]) -> Signatures:
     """(n, 64) of n sets of shingles."""
+    return _shortened(_hashes(sets))
+
+
+def signatures_with(sets: Sequence[Sequence[str]], more: Sequence[Sequence[str]]) -> tuple[Signatures, Signatures]:
+    """Of n sets, and of each with what `more` adds to it: a hash is the least of its set's, so a union has the lesser of its parts'."""
+    alone = _hashes(sets)
+    return _shortened(alone), _shortened(np.minimum(alone, _hashes(more)))
+
+
+def _hashes(sets: Sequence[Sequence[str]]) -> NDArray[np.uint32]:
     from rensa import RMinHash
 
-    made: NDArray[np.uint16] = np.empty((len(sets), N_HASHES), np.uint16)
-    for place, held in enumerate(sets):
-        hasher: Any = RMinHash(num_perm=N_HASHES, seed=SEED)
-        hasher.update(held)
-        made[place] = np.array(hasher.digest(), np.uint32).astype(
-            np.uint16
-        )  # the low bits: as good as all, a quarter of the memory
-    return made
+    return np.array(RMinHash.digests_from_token_sets(sets, N_HASHES, SEED), np.uint32).reshape(len(sets), N_HASHES)
+
+
+def _shortened(hashes: NDArray[np.uint32]) -> Signatures:
+    """The low bits: as good as all, and half the memory."""
+    return hashes.astype(np.uint16)
 
 
 def near_pairs(signed: Signatures, threshold: float) -> Iterator[tuple[int, int]]:

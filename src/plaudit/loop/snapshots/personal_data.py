@@ -16,10 +16,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from plaudit.errors import BadInput
-from plaudit.loop.filters import DETECTORS, Detector, find
+from plaudit.loop.filters import DETECTORS, Detector, find_each
 
 Finder = Callable[[str], Sequence[tuple[int, int]]]
 TEXT_FIELDS = ("chosen", "rejected", "response")  # of a row, beside its messages
@@ -45,7 +46,7 @@ HINTS: Mapping[str, str] = {
 class Rule:
     kind: str
     treatment: Treatment
-    find: Finder
+    find: Callable[[Sequence[str]], Sequence[Sequence[tuple[int, int]]]]  # the spans in each of some texts
     hint: str | None = None
 
 
@@ -69,7 +70,7 @@ def rules(treatments: Mapping[str, str], finders: Mapping[str, Finder] | None = 
             )
         if treatment not in list(Treatment):
             raise BadInput(f"{kind} is to be treated by {treatment!r}; choose one of {', '.join(Treatment)}.")
-        finder = own[kind] if kind in own else _spans(DETECTORS[kind])
+        finder = partial(_with_own, own[kind]) if kind in own else partial(_with_detector, DETECTORS[kind])
         made.append(Rule(kind, Treatment(treatment), finder, None if kind in own else HINTS[kind]))
     return tuple(made)
 
@@ -93,8 +94,7 @@ def _found(made: Sequence[Rule], texts: Sequence[str]) -> dict[int, Screened]:
             likely: Sequence[int] = range(len(shown))
         else:
             likely = compute.indices_nonzero(compute.match_substring_regex(array, rule.hint)).to_pylist()
-        for at in likely:
-            spans = rule.find(shown[at])
+        for at, spans in zip(likely, rule.find([shown[at] for at in likely]), strict=True):
             if spans:
                 found.setdefault(at, Counter())[rule.kind] += len(spans)
                 drop.update([at] if rule.treatment is Treatment.DROP else [])
@@ -123,19 +123,20 @@ def screen_rows(
     return screened
 
 
-def _spans(detector: Detector) -> Finder:
-    def spans(text: str) -> list[tuple[int, int]]:
-        return [(start, start + kept) for start, kept in _matches(detector, text) if kept]
-
-    return spans
+def _with_own(finder: Finder, texts: Sequence[str]) -> list[Sequence[tuple[int, int]]]:
+    return [finder(text) for text in texts]
 
 
-def _matches(detector: Detector, text: str) -> list[tuple[int, int]]:
-    """(start, how many characters count)."""
+def _with_detector(detector: Detector, texts: Sequence[str]) -> list[Sequence[tuple[int, int]]]:
     return [
-        (start, end - start if detector.check is None else detector.check(text[start:end]))
-        for start, end in find(detector.pattern, text)
+        [(start, start + kept) for start, end in spans if (kept := _counted(detector, text[start:end]))]
+        for text, spans in zip(texts, find_each(detector.pattern, texts), strict=True)
     ]
+
+
+def _counted(detector: Detector, match: str) -> int:
+    """How many characters of a match count."""
+    return len(match) if detector.check is None else detector.check(match)
 
 
 def _redacted(text: str, spans: Sequence[tuple[int, int]], label: str) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from plaudit.artifacts import TABLES, THUMBS, Cells, ThumbRow, canonical, sha256_of
+from plaudit.artifacts import TABLES, THUMBS, Cells, ThumbRow, conversation, sha256_of
 from plaudit.domain import Message
 from plaudit.errors import BadInput
 from plaudit.loop.prompts import question_sha256, text_of
@@ -204,13 +204,14 @@ class Pool:
         curation = self.curation
         if one.source in curation.without or (one.batch is not None and one.batch in curation.without):
             return f"source {one.source if one.source in curation.without else one.batch} left out"
-        if one.forbidden or any(fnmatchcase(name, like) for name in one.models for like in curation.forbidden_models):
+        patterns = curation.forbidden_models
+        if one.forbidden or (patterns and any(fnmatchcase(name, like) for name in one.models for like in patterns)):
             return "terms of the upstream forbid training"
         if one.probability < curation.min_probability:
             return "low agreement"
         answers = [row[name] for name in ANSWERS if name in row]
         one.n_chars = sum(map(len, answers)) // len(answers) if answers else 0
-        if any(len(answer) < curation.min_chars for answer in answers):
+        if curation.min_chars and any(len(answer) < curation.min_chars for answer in answers):
             return f"shorter than {curation.min_chars} characters"
         if curation.max_chars and any(len(answer) > curation.max_chars for answer in answers):
             return f"longer than {curation.max_chars} characters"
@@ -239,24 +240,23 @@ class Pool:
         return kept
 
     def _keep(self, batch: Sequence[tuple[Candidate, dict[str, Any]]]) -> None:
-        asked, said = [], []
+        asked, answered = [], []
         held = _HELD[batch[0][0].table] if batch else ()
         for one, row in batch:
-            prompt = canonical(list(row["messages"]))
+            prompt = conversation(row["messages"])
             if "chosen" in row:
-                one.content = _digest(prompt, row["criterion"], row["chosen"], row["rejected"])
-                one.mirror = _digest(prompt, row["criterion"], row["rejected"], row["chosen"])
+                one.content, one.mirror = _digests(prompt, row["criterion"], row["chosen"], row["rejected"])
             elif "response" in row:
                 one.content = _digest(prompt, row["response"])
-            data = marshal.dumps(tuple([prompt.decode() if n == "messages" else row.get(n, d) for n, d in held]))
+            data = marshal.dumps(tuple([prompt if n == "messages" else row.get(n, d) for n, d in held]))
             self._file.write(len(data).to_bytes(4))
             self._file.write(data)
             if self.curation.near_duplicates:
                 asked.append(_asked(row["messages"]))
-                answers = [run for name in ANSWERS if name in row for run in near.shingles(row[name], f"{name} ")]
-                said.append([*asked[-1], *answers])  # by side, or a contradiction would be a duplicate
+                by_side = [near.shingles(row[name], f"{name} ") for name in ANSWERS if name in row]
+                answered.append(list(chain.from_iterable(by_side)))  # else a contradiction would be a duplicate
         if asked:
-            self._signed.append((near.signatures(asked), near.signatures(said)))
+            self._signed.append(near.signatures_with(asked, answered))
         self.candidates += [one for one, _ in batch]
 
     # --- over all ------------------------------------------------------------------------------------------------------
@@ -405,11 +405,19 @@ def _rank(one: Candidate) -> tuple[float, str]:
     return -one.weight, one.id
 
 
-def _digest(prompt: bytes, *texts: str) -> bytes:
-    hashed = hashlib.sha256(prompt)
-    for text in texts:
-        hashed.update(b"\x00" + text.encode(errors="surrogatepass"))
-    return hashed.digest()[:16]
+def _digest(prompt: str, response: str) -> bytes:
+    return hashlib.sha256(prompt.encode() + _after(response)).digest()[:16]
+
+
+def _digests(prompt: str, criterion: str, chosen: str, rejected: str) -> tuple[bytes, bytes]:
+    """Of a Preference, and of the opposite one."""
+    start, better, worse = prompt.encode() + _after(criterion), _after(chosen), _after(rejected)
+    there, back = hashlib.sha256(start + better + worse), hashlib.sha256(start + worse + better)
+    return there.digest()[:16], back.digest()[:16]
+
+
+def _after(text: str) -> bytes:
+    return b"\x00" + text.encode(errors="surrogatepass")
 
 
 def _asked(messages: Sequence[Message]) -> list[str]:
