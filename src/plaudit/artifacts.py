@@ -30,7 +30,7 @@ from itertools import islice
 from math import isfinite
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -122,7 +122,6 @@ class ProvenanceRow:
     terms: str  # allowed | unknown: whether the terms of import and models allow training
 
 
-Row = TypeVar("Row", PreferenceRow, DemonstrationRow, PromptRow, VoteRow, ThumbRow, ProvenanceRow)
 TABLES: dict[str, type] = {"preferences": PreferenceRow, "demonstrations": DemonstrationRow, "prompts": PromptRow}
 VOTES = "votes"  # a table beside them, where there are annotators
 THUMBS = "thumbs"  # and one where there are thumbs
@@ -376,32 +375,33 @@ class Snapshot:
     folder: Path
     manifest: Manifest
 
+    def each(self, table: str, split: str | None = None) -> Iterator[Any]:
+        """Rows of a table one by one; none where the Snapshot has no such table, as those from before it was kept."""
+        if f"{table}.parquet" in self.manifest.files:
+            for row in _read_table(self.folder, table, {**TABLES, **OPTIONAL}[table]):
+                if split is None or split == row.split:
+                    yield row
+
     def preferences(self, split: str | None = None) -> list[PreferenceRow]:
-        return [row for row in _read_table(self.folder, "preferences", PreferenceRow) if split in (None, row.split)]
+        return list(self.each("preferences", split))
 
     def demonstrations(self, split: str | None = None) -> list[DemonstrationRow]:
-        return [
-            row for row in _read_table(self.folder, "demonstrations", DemonstrationRow) if split in (None, row.split)
-        ]
+        return list(self.each("demonstrations", split))
 
     def prompts(self, split: str | None = None) -> list[PromptRow]:
-        return [row for row in _read_table(self.folder, "prompts", PromptRow) if split in (None, row.split)]
+        return list(self.each("prompts", split))
 
     def votes(self) -> list[VoteRow]:
-        """Single votes behind the Preferences of all splits; [] where there are none, as in Snapshots from before they were kept."""
-        return list(_read_table(self.folder, VOTES, VoteRow)) if f"{VOTES}.parquet" in self.manifest.files else []
+        """Single votes behind the Preferences of all splits."""
+        return list(self.each(VOTES))
 
     def thumbs(self, split: str | None = None) -> list[ThumbRow]:
-        """Users' thumbs; [] where there are none, as in Snapshots from before they were kept."""
-        if f"{THUMBS}.parquet" not in self.manifest.files:
-            return []
-        return [row for row in _read_table(self.folder, THUMBS, ThumbRow) if split in (None, row.split)]
+        """Users' thumbs, and annotators' ratings as such."""
+        return list(self.each(THUMBS, split))
 
     def provenance(self) -> dict[str, ProvenanceRow]:
-        """By row id; {} in Snapshots from before it was kept."""
-        if f"{PROVENANCE}.parquet" not in self.manifest.files:
-            return {}
-        return {row.row_id: row for row in _read_table(self.folder, PROVENANCE, ProvenanceRow)}
+        """By row id."""
+        return {row.row_id: row for row in self.each(PROVENANCE)}
 
 
 def write_snapshot(
@@ -589,7 +589,7 @@ def _column_type(name: str) -> Any:
     return pa.bool_() if name == "up" or name.endswith("_finished") else pa.string()
 
 
-def _read_table(folder: Path, name: str, kind: type[Row]) -> Iterator[Row]:
+def _read_table(folder: Path, name: str, kind: type) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(folder / f"{name}.parquet") as file:

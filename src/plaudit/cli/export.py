@@ -20,6 +20,7 @@ from plaudit.errors import BadInput, NotFound
 from plaudit.formats import catalogue
 from plaudit.loop import copies
 from plaudit.loop.exports import snapshot_records
+from plaudit.loop.snapshots.splits import EVALUATION, SPLITS
 
 
 @click.command()
@@ -45,7 +46,7 @@ from plaudit.loop.exports import snapshot_records
 )
 @click.option(
     "--split",
-    type=click.Choice(("train", "valid", "test")),
+    type=click.Choice((*SPLITS, EVALUATION)),
     default=None,
     help="A Snapshot: only this split (default: all).",
 )

@@ -5,42 +5,39 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from plaudit.artifacts import DemonstrationRow, PreferenceRow, ThumbRow, open_snapshot
+from plaudit.artifacts import THUMBS, DemonstrationRow, PreferenceRow, ThumbRow, open_snapshot
 from plaudit.formats.records import Record
 
 
 def snapshot_records(folder: Path, split: str = "") -> Iterator[Record]:
     """Preferences, Demonstrations, then thumbs of a Snapshot (of one split, or all), verified first. Raises NotFound, Corrupt."""
-    snapshot = open_snapshot(folder)
-    for row in snapshot.preferences():
-        if split in ("", row.split):
-            yield Record(
-                id=row.preference_id,
-                messages=row.messages,
-                responses=(row.chosen, row.rejected),
-                ranks=(1, 2),
-                probability=row.probability,
-                weight=row.weight,
-                criterion=row.criterion,
-                meta=_meta(row, chosen_cut_off=not row.chosen_finished, rejected_cut_off=not row.rejected_finished),
-            )
-    for approved in snapshot.demonstrations():
-        if split in ("", approved.split):
-            yield Record(
-                id=approved.demonstration_id,
-                messages=approved.messages,
-                responses=(approved.response,),
-                meta=_meta(approved),
-            )
-    for thumb in snapshot.thumbs():
-        if split in ("", thumb.split):
-            yield Record(
-                id=thumb.thumb_id,
-                messages=thumb.messages,
-                responses=(thumb.response,),
-                label=thumb.up,
-                meta=_meta(thumb, cut_off=not thumb.response_finished),
-            )
+    snapshot, only = open_snapshot(folder), split or None
+    for row in snapshot.each("preferences", only):
+        yield Record(
+            id=row.preference_id,
+            messages=row.messages,
+            responses=(row.chosen, row.rejected),
+            ranks=(1, 2),
+            probability=row.probability,
+            weight=row.weight,
+            criterion=row.criterion,
+            meta=_meta(row, chosen_cut_off=not row.chosen_finished, rejected_cut_off=not row.rejected_finished),
+        )
+    for approved in snapshot.each("demonstrations", only):
+        yield Record(
+            id=approved.demonstration_id,
+            messages=approved.messages,
+            responses=(approved.response,),
+            meta=_meta(approved),
+        )
+    for thumb in snapshot.each(THUMBS, only):
+        yield Record(
+            id=thumb.thumb_id,
+            messages=thumb.messages,
+            responses=(thumb.response,),
+            label=thumb.up,
+            meta=_meta(thumb, cut_off=not thumb.response_finished),
+        )
 
 
 def _meta(row: PreferenceRow | DemonstrationRow | ThumbRow, **marks: bool) -> dict[str, str]:

@@ -12,7 +12,7 @@ of Preferences is bounded by the disk.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
@@ -53,7 +53,7 @@ from plaudit.store.feedback import current, shown_responses
 
 # One vote of somebody unknown under Dirichlet(4, 1), the prior of stats.aggregate: right with probability 4/5.
 ONE_VOTE = 0.8
-RATING = "rating"  # the source of a thumb that annotators' ratings make
+THUMB, RATING = "thumb", "rating"  # the sources of thumbs: a user's, and what annotators' ratings make
 CUT_OFF = "length"  # the finish reason of an answer that met its token limit
 IMPORTED = "import"  # attribute of an Interaction that came with an import, which it names
 UNCHOSEN = frozenset({"random", "import"})  # reasons to ask that are no active selection
@@ -276,7 +276,7 @@ def _register(
 def _preferences(
     tx: Transaction, project_id: str, conclusions: Sequence[_Conclusion], pool: Pool
 ) -> Iterator[tuple[Candidate, dict[str, Any]]]:
-    standing = {preference.id for one in conclusions for preference in one.preferences}
+    standing = {preference.id: one for one in conclusions for preference in one.preferences}
     annotators: dict[str, list[str]] = {}
     if pool.curation.max_per_annotator:
         for vote in sources.cast(tx, project_id):
@@ -287,19 +287,21 @@ def _preferences(
         if why is not None:
             pool.tally.remove(PREFERENCES, why, preference.id)
             continue
-        assert one.messages is not None  # _against_preference lets nothing else through
-        of = preference.comparison_id
+        made, of = standing.get(preference.id), preference.comparison_id
+        messages = one.messages if made is None else made.interaction.messages
+        assert messages is not None  # _against_preference lets nothing else through
+        judges = annotators.get(of or "", ()) if made is None else made.annotators
         yield (
             Candidate(
                 id=preference.id,
                 family=preference.family,
-                question=question_sha256(one.messages),
+                question=question_sha256(messages),
                 conversation=one.conversation_id,
                 actor=one.actor,
-                annotators=tuple(sorted(set(annotators.get(of or "", ())))),
+                annotators=tuple(sorted(set(judges))),
                 source=str(preference.source),
                 method=f"{preference.source}/{preference.method}",
-                batch=one.batch,
+                batch=one.batch if made is None else made.batch,
                 models=one.models,
                 imported=_imported(one.attributes),
                 active=one.reason is not None and one.reason not in UNCHOSEN,
@@ -314,7 +316,7 @@ def _preferences(
                 "comparison_id": of or "",
                 "criterion": preference.criterion,
                 "family": preference.family,
-                "messages": one.messages,
+                "messages": messages,
                 "chosen": one.chosen,
                 "rejected": one.rejected,
                 "probability": preference.probability,
@@ -378,32 +380,7 @@ def _prompts(tx: Transaction, project_id: str, stratify_by: str) -> Iterator[tup
 
 def _thumbs(tx: Transaction, project_id: str, pool: Pool) -> Iterator[tuple[Candidate, dict[str, Any]]]:
     for one in sources.thumbs(tx, project_id):
-        why = None if one.training_use is TrainingUse.ALLOWED else "consent is not allowed"
-        why = why or (None if one.text.strip() else "empty text")
-        if why is not None:
-            pool.tally.remove(THUMBS, why, one.feedback_id)
-            continue
-        yield (
-            Candidate(
-                id=one.feedback_id,
-                family=one.family,
-                question=question_sha256(one.messages),
-                conversation=one.conversation_id,
-                actor=one.actor,
-                source="thumb",
-                models=(one.model,),
-                imported=_imported(one.attributes),
-                slice=_slice(one.attributes, pool.curation.stratify_by),
-            ),
-            {
-                "thumb_id": one.feedback_id,
-                "family": one.family,
-                "messages": one.messages,
-                "response": one.text,
-                "up": one.up,
-                "response_finished": one.finish_reason != CUT_OFF,
-            },
-        )
+        yield from _thumb(one, one.feedback_id, THUMB, one.up, None, pool)
 
 
 def _ratings(tx: Transaction, project_id: str, pool: Pool) -> Iterator[tuple[Candidate, dict[str, Any]]]:
@@ -411,43 +388,50 @@ def _ratings(tx: Transaction, project_id: str, pool: Pool) -> Iterator[tuple[Can
     project = tx.get(Project, project_id)
     middle = (project.rating_min + project.rating_max) / 2
     for one in annotated.rated(tx, project_id):
-        id = "rtg_" + one.comparison_id.partition("_")[2]
-        why = None if one.training_use is TrainingUse.ALLOWED else "consent is not allowed"
-        why = why or (None if one.text.strip() else "empty text")
-        why = why or (None if one.rating != middle else "rated in the middle of the scale")
-        if why is not None:
-            pool.tally.remove(THUMBS, why, id)
-            continue
-        yield (
-            Candidate(
-                id=id,
-                family=one.family,
-                question=question_sha256(one.messages),
-                conversation=one.conversation_id,
-                actor=one.actor,
-                source=RATING,
-                batch=one.batch,
-                models=(one.model,),
-                imported=_imported(one.attributes),
-                slice=_slice(one.attributes, pool.curation.stratify_by),
-            ),
-            {
-                "thumb_id": id,
-                "family": one.family,
-                "messages": one.messages,
-                "response": one.text,
-                "up": one.rating > middle,
-                "source": RATING,
-                "response_finished": one.finish_reason != CUT_OFF,
-            },
-        )
+        up = None if one.rating == middle else one.rating > middle
+        yield from _thumb(one, "rtg_" + one.comparison_id.partition("_")[2], RATING, up, one.batch, pool)
+
+
+def _thumb(
+    one: sources.Thumb | annotated.Rated, id: str, source: str, up: bool | None, batch: str | None, pool: Pool
+) -> Iterator[tuple[Candidate, dict[str, Any]]]:
+    """The row, where it may enter; `up` is None where nothing was said for or against."""
+    why = None if one.training_use is TrainingUse.ALLOWED else "consent is not allowed"
+    why = why or (None if one.text.strip() else "empty text")
+    why = why or (None if up is not None else "rated in the middle of the scale")
+    if why is not None:
+        pool.tally.remove(THUMBS, why, id)
+        return
+    yield (
+        Candidate(
+            id=id,
+            family=one.family,
+            question=question_sha256(one.messages),
+            conversation=one.conversation_id,
+            actor=one.actor,
+            source=source,
+            batch=batch,
+            models=(one.model,),
+            imported=_imported(one.attributes),
+            slice=_slice(one.attributes, pool.curation.stratify_by),
+        ),
+        {
+            "thumb_id": id,
+            "family": one.family,
+            "messages": one.messages,
+            "response": one.text,
+            "up": up,
+            "source": source,
+            "response_finished": one.finish_reason != CUT_OFF,
+        },
+    )
 
 
 def _slice(attributes: Mapping[str, Any], stratify_by: str) -> str:
     return str(attributes.get(stratify_by, "")) if stratify_by else ""
 
 
-def _against_preference(one: sources.Evidence, standing: set[str]) -> str | None:
+def _against_preference(one: sources.Evidence, standing: Container[str]) -> str | None:
     if one.purpose is Purpose.EVALUATION:
         return "made for an evaluation"
     if one.training_use is not TrainingUse.ALLOWED or one.messages is None:
@@ -514,7 +498,8 @@ def _conclude_annotations(tx: Transaction, project_id: str, tally: Tally) -> lis
             tally.remove("edits of annotators", "consent is not allowed", one.annotation_id)
             continue
         original = tx.get(Response, one.response_id)
-        made = _edited(one.annotation_id, None, interaction, original, one.text, one.created_at)
+        read = replace(interaction, messages=one.messages)  # without the personal data that they were not shown
+        made = _edited(one.annotation_id, None, read, original, one.text, one.created_at)
         conclusions.append(replace(made, annotators=(one.annotator_id,), batch=one.batch))
     return conclusions
 

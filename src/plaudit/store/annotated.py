@@ -44,6 +44,7 @@ class Edit:
     interaction_id: str
     response_id: str
     batch: str | None
+    messages: tuple[Message, ...]  # as the annotator read them
     text: str
     created_at: datetime
 
@@ -75,6 +76,7 @@ def edits(tx: Transaction, project_id: str) -> list[Edit]:
             _C.c.interaction_id,
             sa.func.coalesce(_A.c.choice, _ONLY).label("response_id"),
             _C.c.batch,
+            _C.c.messages,
             _A.c.edit.label("text"),
             _A.c.created_at,
         )
@@ -93,8 +95,9 @@ def rated(tx: Transaction, project_id: str) -> Iterator[Rated]:
         .group_by(_A.c.comparison_id)
         .subquery()
     )
-    columns: list[Any] = [_I.c[name] for name in ("messages", "training_use", "actor", "conversation_id", "attributes")]
+    columns: list[Any] = [_I.c[name] for name in ("training_use", "actor", "conversation_id", "attributes")]
     columns += [
+        _C.c.messages,  # as annotators read them, without the personal data that they were not shown
         _R.c.text,
         _R.c.finish_reason,
         _R.c.model,

@@ -10,7 +10,9 @@ import pytest
 
 from plaudit.domain import Interaction, Preference, Project, Response, ResponseOrigin, ResponseText, TrainingUse
 from plaudit.loop import annotate, govern, planning
+from plaudit.loop.asking import Asking
 from plaudit.loop.snapshot import freeze
+from plaudit.loop.snapshots.pool import Curation
 from plaudit.store.database import Store
 
 Chat = Callable[..., Interaction]
@@ -56,6 +58,34 @@ def test_a_better_wording_is_a_demonstration_and_beats_what_was_chosen(
     assert record.counts["filters"]["edits of annotators: consent is not allowed"] == 1  # type: ignore[index]
     assert [one.text for one in store.find(Response, origin=ResponseOrigin.EDITED)] == [better]
     assert store.count(Preference) == 1
+    _, without = freeze(store, project.id, tmp_path, now=now, curation=Curation(without=("b",)))
+    assert (without.preferences(), without.demonstrations()) == (
+        [],
+        [],
+    )  # what was written over a batch is of the batch
+
+
+def test_what_an_annotator_wrote_counts_towards_their_cap_and_holds_nothing_that_they_were_not_shown(
+    store: Store, project: Project, chat: Chat, now: datetime, tmp_path: Path
+) -> None:
+    talks = [chat(f"Mine is {number}, GB82 WEST 1234 5698 7654 32. Good?", ("Yes.",)) for number in range(3)]
+    extra = {one.id: [ResponseText("Hm.")] for one in talks}
+    hidden = Asking(personal_data={"iban": "redact"})
+    planning.plan_comparisons(store, project.id, talks, extra, model="m", batch="b", overlap=1, asking=hidden, now=now)
+    planning.plan_ratings(store, project.id, talks[:1], batch="rate", overlap=1, asking=hidden, now=now)
+    ann = govern.person(store, project.id, "ann", now).id
+    while (loan := annotate.lend(store, project.id, ann, 60, now)) is not None:
+        verdict = {"verdict": "rate", "rating": 5} if len(loan.comparison.response_ids) == 1 else {
+            "verdict": "prefer", "choice": loan.comparison.response_ids[0]
+        }  # fmt: skip
+        body = {"lease_id": loan.lease.id, "seconds": 1.0, "edit": f"Not {loan.comparison.id}.", **verdict}
+        annotate.answer(store, project.id, ann, body, now)
+    _, snapshot = freeze(store, project.id, tmp_path, now=now)
+    rows = [*snapshot.preferences(), *snapshot.demonstrations(), *snapshot.thumbs()]
+    assert [len(snapshot.preferences()), len(snapshot.demonstrations()), len(snapshot.thumbs())] == [4, 4, 1]
+    assert all("[iban]" in str(one.messages) and "WEST" not in str(one) for one in rows)
+    _, capped = freeze(store, project.id, tmp_path, now=now, curation=Curation(max_per_annotator=2))
+    assert [len(capped.preferences()), len(capped.demonstrations())] == [2, 2]
 
 
 def test_an_open_question_gives_nothing_yet(

@@ -27,10 +27,7 @@ Signatures = NDArray[np.uint16]  # (n, N_HASHES)
 
 def shingles(text: str, mark: str = "") -> list[str]:
     """Runs of three words without case and signs, each after `mark`; a shorter text is one run."""
-    if text.isascii():
-        words = text.encode().translate(_PLAIN).decode().split()
-    else:
-        words = _WORD.findall(text.casefold())
+    words = text.encode().translate(_PLAIN).decode().split() if text.isascii() else _WORD.findall(text.casefold())
     if len(words) <= SHINGLE_WORDS:
         return [mark + " ".join(words)]
     first = (mark + f"\n{mark}".join(words)).split("\n") if mark else words

@@ -77,7 +77,7 @@ class Curation:
         default=0, metadata={"help": "Rows of each table that one end user may be behind; 0 sets no cap."}
     )
     max_per_annotator: int = field(
-        default=0, metadata={"help": "Preferences that one annotator may be behind; 0 sets no cap."}
+        default=0, metadata={"help": "Rows of each table that one annotator may be behind; 0 sets no cap."}
     )
     stratify_by: str = field(
         default="", metadata={"help": "Attribute of interactions whose values are the slices that splits are even in."}
@@ -369,16 +369,17 @@ class Pool:
         if not per_user and not per_annotator:
             return
         of_user: Counter[tuple[str, str]] = Counter()
-        of_annotator: Counter[str] = Counter()
+        of_annotator: Counter[tuple[str, str]] = Counter()
         for one in sorted((one for one in self.candidates if one.split), key=lambda one: sha256_of(one.id)):
             user = None if one.actor is None else (one.table, one.actor)
+            annotators = [(one.table, who) for who in one.annotators]
             if per_user and user is not None and of_user[user] >= per_user:
                 self._remove(one, "over the cap of its user")
-            elif per_annotator and one.annotators and all(of_annotator[who] >= per_annotator for who in one.annotators):
+            elif per_annotator and annotators and all(of_annotator[who] >= per_annotator for who in annotators):
                 self._remove(one, "over the cap of its annotators")
             else:
                 of_user.update([user] if user is not None else [])
-                of_annotator.update(one.annotators)
+                of_annotator.update(annotators)
 
     def _remove(self, one: Candidate, why: str) -> None:
         one.split = ""
