@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,28 @@ def test_canonical_bytes_are_those_of_json_with_sorted_keys() -> None:
     assert artifacts.sha256_of({"a": 1}) == "015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862"
     with pytest.raises(ValueError, match="Out of range"):
         artifacts.canonical(float("nan"))
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        ({"role": "user", "content": 'a "b" \\ \n\t\x00 \u2028 ü 漢 😀'}, {"content": "", "role": "assistant"}),
+        ({"role": "user", "content": [{"type": "text", "text": "a"}]},),
+        ({"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},),
+        ({"role": "user", "content": "a", "name": "b"},),
+        (),
+    ],
+)
+@pytest.mark.parametrize("weight", [3, 2.0, 1e-7, 1 / 3, 1e22])
+def test_the_short_way_to_canonical_bytes_leads_to_the_same(
+    messages: tuple[dict[str, object], ...], weight: float
+) -> None:
+    row = replace(PREFERENCES[0], messages=messages, weight=weight, chosen='q"\\ü%s', chosen_finished=False)
+    columns = artifacts.Columns.of(artifacts.PreferenceRow)
+    assert artifacts.conversation(messages).encode() == artifacts.canonical(list(messages))
+    assert columns.line(columns.cells(row)) == artifacts.canonical(artifacts.asdict(row))
+    with pytest.raises(ValueError, match="Out of range"):
+        columns.line(columns.cells(replace(row, weight=float("inf"))))
 
 
 @settings(max_examples=30, deadline=None)
