@@ -116,10 +116,11 @@ def test_bounds_of_length_language_agreement_and_source(tmp_path: Path) -> None:
         pair("g", "q6", "long enough", "this too", source="choice"),
         pair("h", "q7", "long enough", "this too", models=("ours", "gpt-9-mini")),
         pair("i", "q8", "long enough", "this too", models=("ours", "our-gpt-9")),
+        pair("j", "q9", "five!", "y" * 80, probability=0.7),  # on every bound
     ]
     asked: dict[str, Any] = {"min_chars": 5, "max_chars": 80, "languages": ("en",), "min_probability": 0.7}
     ids, removed, _ = left(tmp_path, rows, without=("bought", "choice"), forbidden_models=("gpt-*",), **asked)
-    assert ids == ["a", "i"]
+    assert ids == ["a", "i", "j"]
     assert removed == {
         "preferences: shorter than 5 characters": 1,
         "preferences: longer than 80 characters": 1,
@@ -156,6 +157,13 @@ def test_caps_hold_for_users_and_for_annotators(tmp_path: Path) -> None:
     assert "both" in ids  # somebody below the cap is behind it too
     assert removed == {"preferences: over the cap of its annotators": 7 - len(ids)}
     assert len(ids) in (2, 3)
+    with Pool(tmp_path, Curation(max_per_annotator=1)) as pool:
+        pool.take("preferences", [pair("p", "q", annotators=("one",))])
+        written = Candidate(id="d", family="family of q", question=question_sha256(asked("q")), annotators=("one",))
+        row = {"demonstration_id": "d", "family": "family of q", "messages": asked("q"), "response": "yes"}
+        pool.take("demonstrations", [(written, {**row, "source": "edit"})])
+        pool.decide(HeldOut(), 0, FRACTIONS)
+        assert [one.id for one in pool.kept()] == ["p", "d"]  # each table has its own
 
 
 def test_the_evaluation_split_holds_nothing_that_was_actively_chosen(tmp_path: Path) -> None:
