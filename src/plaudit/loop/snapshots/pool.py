@@ -34,6 +34,7 @@ from plaudit.loop.snapshots.language import LANGUAGES, language
 from plaudit.loop.snapshots.splits import EVALUATION, UNLEARNT, families_together, splits
 
 BATCH = 5000  # rows that are screened at once
+SIGNED = 250  # rows whose runs of words are held at once: few enough for the processor's caches
 N_EXAMPLES = 5
 ANSWERS = personal_data.TEXT_FIELDS
 # table -> the fields of its rows, each with what it is where a row does not say
@@ -240,7 +241,6 @@ class Pool:
         return kept
 
     def _keep(self, batch: Sequence[tuple[Candidate, dict[str, Any]]]) -> None:
-        asked, answered = [], []
         held = _HELD[batch[0][0].table] if batch else ()
         for one, row in batch:
             prompt = conversation(row["messages"])
@@ -251,13 +251,18 @@ class Pool:
             data = marshal.dumps(tuple([prompt if n == "messages" else row.get(n, d) for n, d in held]))
             self._file.write(len(data).to_bytes(4))
             self._file.write(data)
-            if self.curation.near_duplicates:
-                asked.append(_asked(row["messages"]))
-                by_side = [near.shingles(row[name], f"{name} ") for name in ANSWERS if name in row]
-                answered.append(list(chain.from_iterable(by_side)))  # else a contradiction would be a duplicate
-        if asked:
-            self._signed.append(near.signatures_with(asked, answered))
+        if self.curation.near_duplicates:
+            for start in range(0, len(batch), SIGNED):
+                self._sign([row for _, row in batch[start : start + SIGNED]])
         self.candidates += [one for one, _ in batch]
+
+    def _sign(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        asked = [_asked(row["messages"]) for row in rows]
+        answered = [  # by side, or a contradiction would be a duplicate
+            list(chain.from_iterable(near.shingles(row[name], f"{name} ") for name in ANSWERS if name in row))
+            for row in rows
+        ]
+        self._signed.append(near.signatures_with(asked, answered))
 
     # --- over all ------------------------------------------------------------------------------------------------------
 

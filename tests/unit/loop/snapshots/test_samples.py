@@ -38,7 +38,9 @@ def test_samples_are_drawn_by_their_seed_from_every_group(frozen: Snapshot) -> N
     assert drawn == samples.sample(frozen.folder, "preferences", 5, 3)
     assert len({one["preference_id"] for one in drawn}) == 5
     assert drawn != samples.sample(frozen.folder, "preferences", 5, 4)
-    often = [one["preference_id"] for seed in range(40) for one in samples.sample(frozen.folder, "preferences", 5, seed)]
+    often = [
+        one["preference_id"] for seed in range(40) for one in samples.sample(frozen.folder, "preferences", 5, seed)
+    ]
     assert len(set(often)) == 25  # none is out of reach; one draw in 7,500 misses a row
     everything = samples.sample(frozen.folder, "preferences", 99, 0)
     known = {row.preference_id: row for row in frozen.preferences()}
