@@ -50,6 +50,12 @@ def test_a_table_has_columns_of_responses_or_a_list_in_a_cell(tmp_path: Path) ->
     good, bad = read(cell)
     assert good.responses == ("A.", "B.")  # type: ignore[union-attr]
     assert isinstance(bad, Rejected)
+    wide = tmp_path / "wide.csv"
+    wide.write_text("prompt,response\nWhy?,So.,and more\nHow?,So.\n")
+    bad, good = read(wide)
+    assert isinstance(bad, Rejected)
+    assert (bad.line, bad.reason) == (2, "it has more cells than the header")
+    assert isinstance(good, Asked)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +64,7 @@ def test_a_table_has_columns_of_responses_or_a_list_in_a_cell(tmp_path: Path) ->
         ({"responses": ["a"]}, "the prompt is neither"),
         ({"prompt": "Why?"}, 'it needs "responses"'),
         ({"prompt": "Why?", "responses": []}, 'it needs "responses"'),
+        ({"prompt": "Why?", "responses": [f"{n}" for n in range(21)]}, "a list of 1 to 20 texts"),
         ({"prompt": "Why?", "responses": ["a", " a "]}, "the same text"),
         ({"prompt": "Why?", "responses": ["a", " "]}, "a response is empty"),
         ({**PAIR, "models": ["a"]}, "there are 2 responses and models"),
