@@ -2,13 +2,15 @@
 
     python benchmarks/annotators.py [--crowds 50] [--questions 1500] [--seed 0]
 
-Every crowd answers twice: with gold, and where nobody is checked by known answers (the signs alone). Each crowd: 20 annotators (13 honest, 3 who do not read, one who tires, two who collude, one who pastes), questions at overlap 3 of which
-about a tenth mislead whoever reads, 60 gold questions (10 first, then 7 of 100), an expert who is right 19 times of 20 on a random tenth.
-In process: who is asked what is drawn here, while what people say (`crowds.decide`), who is paused (`quality.gold_fault`), the signs
-(`stats.conduct`) and the audit (`stats.audits`) are what the product runs. `plaudit simulate annotators` drives the same people over HTTP.
+Every crowd answers twice: with gold, and where nobody is checked by known answers (the signs alone). Each has 20 annotators (13 honest, 3 who
+do not read, one who tires, two who collude, one who pastes), questions at overlap 3 of which about a tenth mislead whoever reads, 60 gold
+questions (10 first, then 7 of 100), an expert who is right 19 times of 20 on a random tenth. In process: who is asked what is drawn
+here, while what people say (`crowds.decide`), who is paused (`quality.gold_fault`), the signs (`stats.conduct`) and the audit
+(`stats.audits`) are what the product runs. `plaudit simulate annotators` drives the same people over HTTP.
 
-An honest annotator is accused where any sign names them, or gold pauses them. Exits with 1 where, in either column, more than 1 of 100 honest are accused, under
-95 of 100 of those who click at random or on one side are found, or a misleading topic is missed in more than 5 of 100 crowds.
+An honest annotator is accused where any sign names them, or gold pauses them. Exits with 1 where, in either column, more than 1 of 100 honest
+are accused, under 95 of 100 of those who click at random or on one side are found, or a misleading topic is missed in more than 5 of 100
+crowds.
 """
 
 from __future__ import annotations
