@@ -98,7 +98,7 @@ def main() -> int:
         f"{given.annotators} annotators, {given.questions:,} questions, {n:,} annotations, page of {len(page.content) / 1000:.0f} kB"
     )
     print(
-        f"{given.requests} requests after the first, wall ms: median {median(walls):.0f}, greatest {max(walls):.0f}; processor ms: median {median(cpus):.0f}, greatest {max(cpus):.0f}"
+        f"{given.requests} requests after the first: wall ms {median(walls):.0f} (greatest {max(walls):.0f}), processor ms {median(cpus):.0f}"
     )
     return int(median(walls) >= BOUND_MS)
 

@@ -38,6 +38,7 @@ from plaudit.errors import BadInput, Conflict, Forbidden, NotFound
 from plaudit.loop import body as fields
 from plaudit.loop import govern
 from plaudit.store import annotation as queue
+from plaudit.store import annotation_sums as sums
 from plaudit.store.database import Store, Transaction
 
 QUEUE = (Purpose.TRAINING, Purpose.EVALUATION)  # what the queue lends; gold comes in between by its own rule
@@ -302,6 +303,42 @@ def retire_gold(store: Store, project_id: str, comparison_id: str, by: str, now:
             return found
         govern.audit(tx, project_id, by, "lead", "gold.retire", comparison_id, {}, {}, now)
         return tx.change(Comparison, comparison_id, state=ComparisonState.CANCELLED)
+
+
+GOLD_FIELDS = ("comparison_id", "choice")
+
+
+def add_gold(store: Store, project_id: str, by: str, body: Any, now: datetime) -> Json:
+    """`make_gold` as a body: {comparison_id, choice}; its row of `gold_items` follows. Raises as that does."""
+    body = fields.checked(body, "The gold", GOLD_FIELDS)
+    id, choice = (fields.needed(body, name, max_chars=200) for name in GOLD_FIELDS)
+    return _gold_row(make_gold(store, project_id, id, choice, by, now), (0, 0))
+
+
+def gold_items(store: Store, project_id: str) -> list[Json]:
+    """Every question whose answer is known, in the order in which they were made: id, made_from, choice, state (open or retired), n_right,
+    n_answers."""
+    with store.read() as tx:
+        answers = sums.gold_answers(tx, project_id)
+        return [_gold_row(one, answers.get(one.id, (0, 0))) for one in sums.gold(tx, project_id)]
+
+
+def retire(store: Store, project_id: str, comparison_id: str, by: str, now: datetime) -> Json:
+    """`retire_gold`; its row of `gold_items` follows. Raises NotFound."""
+    found = retire_gold(store, project_id, comparison_id, by, now)
+    with store.read() as tx:
+        return _gold_row(found, sums.gold_answers(tx, project_id).get(found.id, (0, 0)))
+
+
+def _gold_row(gold: Comparison, answers: tuple[int, int]) -> Json:
+    return {
+        "id": gold.id,
+        "made_from": gold.attributes.get("made_from"),
+        "choice": gold.gold_choice,
+        "state": "retired" if gold.state is ComparisonState.CANCELLED else str(gold.state),
+        "n_right": answers[0],
+        "n_answers": answers[1],
+    }
 
 
 def gold_turn(
