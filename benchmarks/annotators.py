@@ -1,10 +1,10 @@
 """Who is found among simulated annotators, and who is accused without reason; and whether audits see the topic where the majority is wrong.
 
-    python benchmarks/annotators.py [--crowds 50] [--questions 1500] [--seed 0]
+    python benchmarks/annotators.py [--crowds 50] [--questions 1500] [--seed 0] [--audited 0.1]
 
 Every crowd answers twice: with gold, and where nobody is checked by known answers (the signs alone). Each has 20 annotators (13 honest, 3 who
 do not read, one who tires, two who collude, one who pastes), questions at overlap 3 of which about a tenth mislead whoever reads, 60 gold
-questions (10 first, then 7 of 100), an expert who is right 19 times of 20 on a random tenth. In process: who is asked what is drawn
+questions (10 first, then 7 of 100), an expert who is right 19 times of 20 on a random tenth (`--audited`). In process: who is asked what is drawn
 here, while what people say (`crowds.decide`), who is paused (`quality.gold_fault`), the signs (`stats.conduct`) and the audit
 (`stats.audits`) are what the product runs. `plaudit simulate annotators` drives the same people over HTTP.
 
@@ -34,7 +34,7 @@ from plaudit.stats import audits, conduct
 from plaudit.stats.aggregate import Votes, dawid_skene
 from plaudit.stats.intervals import Interval, wilson
 
-N_GOLD, OVERLAP, AUDITED, EXPERT_RIGHT = 60, 3, 0.1, 0.95
+N_GOLD, OVERLAP, EXPERT_RIGHT = 60, 3, 0.95
 TIE = 2
 OTHERS = ("tiring", "colluding", "pasting")
 
@@ -91,7 +91,7 @@ def play(seed: int, n_questions: int, with_gold: bool = True) -> Played:
     return played
 
 
-def judge(played: Played, seed: int) -> tuple[list[conduct.Sign], list[audits.SliceAudit]]:
+def judge(played: Played, seed: int, audited: float) -> tuple[list[conduct.Sign], list[audits.SliceAudit]]:
     """What the product says of this crowd."""
     n = len(played.asked)
     item, member, label, first = (np.array([row[at] for row in played.rows]) for at in range(4))
@@ -110,7 +110,7 @@ def judge(played: Played, seed: int) -> tuple[list[conduct.Sign], list[audits.Sl
     )
     luck = random.Random(f"expert/{seed}")
     posterior = dawid_skene(votes, known or None).posterior
-    looked_at = [at for at in range(n) if luck.random() < AUDITED]
+    looked_at = [at for at in range(n) if luck.random() < audited]
     decisions = [
         q.better if luck.random() < EXPERT_RIGHT else 1 - q.better for q in (played.asked[at] for at in looked_at)
     ]
@@ -137,11 +137,11 @@ class Tally:
         return wilson(sum(self.named[one] for one in behaviours), sum(self.of[one] for one in behaviours))
 
 
-def tally(n_crowds: int, n_questions: int, with_gold: bool = True, first_seed: int = 0) -> Tally:
+def tally(n_crowds: int, n_questions: int, with_gold: bool = True, first_seed: int = 0, audited: float = 0.1) -> Tally:
     told = Tally()
     for seed in range(first_seed, first_seed + n_crowds):
         played = play(seed, n_questions, with_gold)
-        signs, slices = judge(played, seed)
+        signs, slices = judge(played, seed, audited)
         wrong = {f"topic: {one.topic}" for one in played.asked if one.misleading}
         told.crowds += 1
         told.wrong_topic_flagged += any(one.flagged and one.name in wrong for one in slices)
@@ -200,9 +200,10 @@ def main() -> int:
     parser.add_argument("--crowds", type=int, default=50)
     parser.add_argument("--questions", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0, help="of the first crowd")
+    parser.add_argument("--audited", type=float, default=0.1, help="share of the questions that an expert looks at")
     given = parser.parse_args()
     columns = {
-        title: tally(given.crowds, given.questions, with_gold, given.seed)
+        title: tally(given.crowds, given.questions, with_gold, given.seed, given.audited)
         for title, with_gold in (("with gold", True), ("without gold", False))
     }
     for title, told in columns.items():

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from plaudit.cli.main import plaudit
 from plaudit.crowds import HONEST, LAZY
-from plaudit.domain import Annotation, Comparison, ComparisonState, Purpose, Review
+from plaudit.domain import Annotation, Comparison, ComparisonState, Interaction, Purpose, Review
 
 
 def simulate(service, *options: str):
@@ -32,6 +32,11 @@ def test_a_crowd_works_over_http_and_the_lazy_are_found(start_service) -> None:
     assert len(training) == 24
     assert service.store.count(Comparison, purpose=Purpose.GOLD) == 24
     assert told["n_audits"] == service.store.count(Review) > 2
+    audited = {one.comparison_id for one in service.store.find(Review)}
+    topics = {one.id: one.attributes["topic"] for one in service.store.find(Interaction)}
+    misleading = told["misleading"].removeprefix("topic: ")
+    about = [one for one in asked if one.id in audited and topics[one.interaction_id] == misleading]
+    assert told["n_misleading_audits"] == len(about)
     shown = CliRunner().invoke(plaudit, ["annotate", "signs", "--home", str(service.settings.home), "--json"])
     signs = json.loads(shown.stdout.splitlines()[-1])["signs"]
     assert sorted(f"{one['kind']}: {one['why']}" for one in signs) == sorted(

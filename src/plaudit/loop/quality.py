@@ -282,8 +282,11 @@ def make_gold(store: Store, project_id: str, comparison_id: str, choice: str, by
             overlap=UNENDING,
             reason="gold",
             batch="gold",
+            domain=source.domain,
+            criteria=source.criteria,  # or who is asked for none would know that it is gold
             gold_choice=choice,
-            attributes={"made_from": comparison_id},
+            attributes={name: source.attributes[name] for name in ("warning",) if name in source.attributes}
+            | {"made_from": comparison_id},
             created_at=now,
         )
         tx.add(gold)
@@ -342,14 +345,25 @@ def _gold_row(gold: Comparison, answers: tuple[int, int]) -> Json:
 
 
 def gold_turn(
-    tx: Transaction, project_id: str, annotator_id: str, found: Standing | None, rules: Rules, *, work_waits: bool
+    tx: Transaction,
+    project_id: str,
+    annotator_id: str,
+    found: Standing | None,
+    rules: Rules,
+    *,
+    domains: Collection[str] = (),
+    work_waits: bool,
 ) -> Comparison | None:
-    """The gold question that it is time for, None where an ordinary one comes next.
+    """The gold question that it is time for, None where an ordinary one comes next; of a domain only for who is qualified for it (`domains`).
 
     The first ones where a project has enough of them, later a random share, drawn anew for each question and the same however often it is
     asked for; silent gold comes only in between work.
     """
-    known = queue.gold_of(tx, project_id, annotator_id)
+    known = [
+        one
+        for one in queue.gold_of(tx, project_id, annotator_id)
+        if one.verdict is not None or one.domain is None or one.domain in domains
+    ]
     if not known:
         return None
     answered = [one for one in known if one.verdict is not None and not one.flagged]
