@@ -18,6 +18,7 @@ from plaudit.loop import annotate, conduct, govern, planning, quality, reviews
 from plaudit.store.database import Store
 
 Chat = Callable[..., Interaction]
+QUOTABLE = "a second answer that says to open the page and to wait for a while"
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def asked(store: Store, chat: Chat, now: datetime) -> list[Comparison]:
     talks = [
         chat(f"question {i}", (f"answer {i}",), attributes={"topic": "other" if i % 4 else "refund"}) for i in range(20)
     ]
-    extra = {one.id: [ResponseText("a second answer")] for one in talks}
+    extra = {one.id: [ResponseText(QUOTABLE)] for one in talks}
     planned = planning.plan_comparisons(
         store, talks[0].project_id, talks, extra, model="m", batch="b", overlap=2, now=now
     )
@@ -50,7 +51,7 @@ def test_signs_name_people_and_say_who_is_paused(
 ) -> None:
     source = "I prefer this one because it is clear and answers the question of the user."
     lefty = answer_all(store, project, "Lefty", first=True, note=source, now=now)
-    answer_all(store, project, "Ann", first=False, note="fine", now=now)
+    answer_all(store, project, "Ann", first=False, note=f"I like {QUOTABLE}", now=now)
     quality.pause(store, project.id, lefty, "A talk first.", "Lea", now)
     found = {one.kind: one for one in conduct.suspicions(store, project.id)}
     assert set(found) == {"one side", "pastes"}
@@ -65,9 +66,11 @@ def test_answers_to_gold_count_and_come_in_the_order_of_time(
     ann = govern.person(store, project.id, "Ann", now).id
     golden = [quality.make_gold(store, project.id, one.id, one.response_ids[0], "Lea", now) for one in asked]
     rows = []
-    for at, one in enumerate(golden + [replace(one, id=f"cmp_again{at}") for at, one in enumerate(golden)]):
-        if at >= len(golden):
-            store.add(one)
+    again = [
+        replace(one, id=f"cmp_again{at}") for at, one in enumerate(golden)
+    ]  # ids that come after those of `golden`
+    store.add(*again)
+    for at, one in enumerate(again + golden):
         rows.append(
             Annotation(
                 id=f"ann_{at:02}", project_id=project.id, comparison_id=one.id, annotator_id=ann, guideline_id=None,

@@ -175,4 +175,8 @@ def test_who_works_and_what_waits(store: Store, crowd: tuple[list[Comparison], l
         open_ones = [one for one in asked if one.state is ComparisonState.OPEN and one.purpose is not Purpose.GOLD]
         assert (batches, domains) == (sorted({str(one.batch) for one in open_ones}), ["law"])
         assert sums.compare_votes(tx, "prj_none") == sums.Compared({}, {}, [], {})
+        disputed = sums.compare_votes(tx, PROJECT).disputed
         assert sums.burn(tx, "prj_none", NOW) == sums.Burn(0, {}, {})
+    with store.write() as tx:
+        tx.change(Comparison, disputed[0], state=ComparisonState.CANCELLED)
+        assert sums.compare_votes(tx, PROJECT).disputed == disputed[1:]
