@@ -1,14 +1,16 @@
 """Who is found among simulated annotators, and who is accused without reason; and whether audits see the topic where the majority is wrong.
 
-    python benchmarks/annotators.py [--crowds 50] [--questions 1500] [--no-gold]
+    python benchmarks/annotators.py [--crowds 50] [--questions 1500] [--seed 0] [--audited 0.1]
 
-Each crowd: 20 annotators (13 honest, 3 who do not read, one who tires, two who collude, one who pastes), questions at overlap 3 of which
-about a tenth mislead whoever reads, 60 gold questions (10 first, then 7 of 100), an expert who is right 19 times of 20 on a random tenth.
-In process: who is asked what is drawn here, while what people say (`crowds.decide`), who is paused (`quality.gold_fault`), the signs
-(`stats.conduct`) and the audit (`stats.audits`) are what the product runs. `plaudit simulate annotators` drives the same people over HTTP.
+Every crowd answers twice: with gold, and where nobody is checked by known answers (the signs alone). Each has 20 annotators (13 honest, 3 who
+do not read, one who tires, two who collude, one who pastes), questions at overlap 3 of which about a tenth mislead whoever reads, 60 gold
+questions (10 first, then 7 of 100), an expert who is right 19 times of 20 on a random tenth (`--audited`). In process: who is asked what is drawn
+here, while what people say (`crowds.decide`), who is paused (`quality.gold_fault`), the signs (`stats.conduct`) and the audit
+(`stats.audits`) are what the product runs. `plaudit simulate annotators` drives the same people over HTTP.
 
-An honest annotator is accused where any sign names them, or gold pauses them. Exits with 1 where more than 1 of 100 honest are accused, under 95 of
-100 of those who click at random or on one side are found, or a misleading topic is missed in more than 5 of 100 crowds.
+An honest annotator is accused where any sign names them, or gold pauses them. Exits with 1 where, in either column, more than 1 of 100 honest
+are accused, under 95 of 100 of those who click at random or on one side are found, or a misleading topic is missed in more than 5 of 100
+crowds.
 """
 
 from __future__ import annotations
@@ -32,8 +34,9 @@ from plaudit.stats import audits, conduct
 from plaudit.stats.aggregate import Votes, dawid_skene
 from plaudit.stats.intervals import Interval, wilson
 
-N_GOLD, OVERLAP, AUDITED, EXPERT_RIGHT = 60, 3, 0.1, 0.95
+N_GOLD, OVERLAP, EXPERT_RIGHT = 60, 3, 0.95
 TIE = 2
+OTHERS = ("tiring", "colluding", "pasting")
 
 
 @dataclass
@@ -88,7 +91,7 @@ def play(seed: int, n_questions: int, with_gold: bool = True) -> Played:
     return played
 
 
-def judge(played: Played, seed: int) -> tuple[list[conduct.Sign], list[audits.SliceAudit]]:
+def judge(played: Played, seed: int, audited: float) -> tuple[list[conduct.Sign], list[audits.SliceAudit]]:
     """What the product says of this crowd."""
     n = len(played.asked)
     item, member, label, first = (np.array([row[at] for row in played.rows]) for at in range(4))
@@ -107,7 +110,7 @@ def judge(played: Played, seed: int) -> tuple[list[conduct.Sign], list[audits.Sl
     )
     luck = random.Random(f"expert/{seed}")
     posterior = dawid_skene(votes, known or None).posterior
-    looked_at = [at for at in range(n) if luck.random() < AUDITED]
+    looked_at = [at for at in range(n) if luck.random() < audited]
     decisions = [
         q.better if luck.random() < EXPERT_RIGHT else 1 - q.better for q in (played.asked[at] for at in looked_at)
     ]
@@ -134,11 +137,11 @@ class Tally:
         return wilson(sum(self.named[one] for one in behaviours), sum(self.of[one] for one in behaviours))
 
 
-def tally(n_crowds: int, n_questions: int, with_gold: bool = True, first_seed: int = 0) -> Tally:
+def tally(n_crowds: int, n_questions: int, with_gold: bool = True, first_seed: int = 0, audited: float = 0.1) -> Tally:
     told = Tally()
     for seed in range(first_seed, first_seed + n_crowds):
         played = play(seed, n_questions, with_gold)
-        signs, slices = judge(played, seed)
+        signs, slices = judge(played, seed, audited)
         wrong = {f"topic: {one.topic}" for one in played.asked if one.misleading}
         told.crowds += 1
         told.wrong_topic_flagged += any(one.flagged and one.name in wrong for one in slices)
@@ -154,28 +157,60 @@ def tally(n_crowds: int, n_questions: int, with_gold: bool = True, first_seed: i
     return told
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--crowds", type=int, default=50)
-    parser.add_argument("--questions", type=int, default=1500)
-    parser.add_argument("--no-gold", action="store_true", help="nobody is checked by known answers: the signs alone")
-    parser.add_argument("--seed", type=int, default=0, help="of the first crowd")
-    given = parser.parse_args()
-    told = tally(given.crowds, given.questions, not given.no_gold, given.seed)
+def show(title: str, told: Tally) -> None:
+    print(f"{title}:")
     print(f"{'behaviour':<12}{'n':>6}{'named':>8}{'share':>8}  {'95 %':<16}{'by gold':>8}  signs")
-    for behaviour in (*HONEST, *LAZY, "tiring", "colluding", "pasting"):
+    for behaviour in (*HONEST, *LAZY, *OTHERS):
         rate, n = told.share([behaviour]), told.of[behaviour]
         signs = ", ".join(f"{kind} {count}" for kind, count in sorted(told.signs[behaviour].items()))
         counts = f"{n:>6}{told.named[behaviour]:>8}{rate.mean:>8.3f}  [{rate.low:.3f}, {rate.high:.3f}]"
         print(f"{behaviour:<12}{counts:<38}  {told.paused_by_gold[behaviour]:>8}  {signs}")
+
+
+def table(columns: dict[str, Tally]) -> str:
+    """The two side by side, as RESULTS.md has them."""
+
+    def share(told: Tally, behaviours: Iterable[str]) -> str:
+        rate = told.share(behaviours)
+        return f"{sum(told.named[one] for one in behaviours)} of {rate.n} [{rate.low:.3f}, {rate.high:.3f}]"
+
+    def topics(told: Tally) -> str:
+        return f"{told.wrong_topic_flagged} of {told.crowds}, {told.other_topic_flagged}"
+
+    def others(told: Tally) -> str:
+        return ", ".join(f"{told.named[one]} of {told.of[one]}" for one in OTHERS)
+
+    rows = {
+        "honest people accused": [share(told, HONEST) for told in columns.values()],
+        "spammers and left-clickers found": [share(told, LAZY) for told in columns.values()],
+        "topic where the majority is wrong flagged, another one": [topics(told) for told in columns.values()],
+        "tiring, colluding, pasting people named": [others(told) for told in columns.values()],
+    }
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
+    return "\n".join([*lines, *(f"| {what} | " + " | ".join(cells) + " |" for what, cells in rows.items())])
+
+
+def fails(told: Tally) -> bool:
     accused, found = told.share(HONEST), told.share(LAZY)
-    for what, rate in (("honest accused", accused), ("who do not read found", found)):
-        print(f"{what}: {rate.mean:.4f} [{rate.low:.4f}, {rate.high:.4f}], n = {rate.n}")
-    print(
-        f"misleading topic flagged in {told.wrong_topic_flagged} of {told.crowds}, another one in {told.other_topic_flagged}"
-    )
-    print(json.dumps(vars(told)))
-    return int(accused.mean > 0.01 or found.mean < 0.95 or told.wrong_topic_flagged < 0.95 * told.crowds)
+    return accused.mean > 0.01 or found.mean < 0.95 or told.wrong_topic_flagged < 0.95 * told.crowds
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--crowds", type=int, default=50)
+    parser.add_argument("--questions", type=int, default=1500)
+    parser.add_argument("--seed", type=int, default=0, help="of the first crowd")
+    parser.add_argument("--audited", type=float, default=0.1, help="share of the questions that an expert looks at")
+    given = parser.parse_args()
+    columns = {
+        title: tally(given.crowds, given.questions, with_gold, given.seed, given.audited)
+        for title, with_gold in (("with gold", True), ("without gold", False))
+    }
+    for title, told in columns.items():
+        show(title, told)
+    print(table(columns))
+    print(json.dumps({title: vars(told) for title, told in columns.items()}))
+    return int(any(fails(told) for told in columns.values()))
 
 
 if __name__ == "__main__":

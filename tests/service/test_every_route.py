@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -14,14 +15,19 @@ import pytest
 
 from plaudit.domain import (
     Annotation,
+    Comparison,
+    ComparisonState,
     EvaluationItem,
     Feedback,
     Interaction,
     Lease,
     Outcome,
     Project,
+    Purpose,
     Release,
     ResponseText,
+    Review,
+    ReviewKind,
     Role,
     utc_now,
 )
@@ -49,6 +55,13 @@ def request(service, method: str, path: str, key: str | None, **more: Any) -> ht
     return httpx.request(method, service.url + path, headers=headers, timeout=ROOMY, verify=False, **more)
 
 
+def filled(template: str, names: Mapping[str, str]) -> str:
+    """The path with the objects that it names; any other name is x."""
+    return re.sub(r"{(\w+)}", lambda name: names.get(name[1], "x"), template)
+
+
+NOBODYS = {"lease_id": "lse_0", "run_id": "run_0"}
+
 # --- who may -----------------------------------------------------------------------------------------------------------
 
 
@@ -58,7 +71,7 @@ def test_every_role_may_what_the_table_says_and_nothing_else(service) -> None:
         for role in Role
     }
     for method, template, _, permission in ROUTES:
-        path = template.replace("{lease_id}", "lse_0")
+        path = filled(template, NOBODYS)
         more = {"json": {}} if method == "POST" else {}
         if permission is None:
             continue
@@ -68,7 +81,8 @@ def test_every_role_may_what_the_table_says_and_nothing_else(service) -> None:
         for role, key in keys.items():
             answer = request(service, method, path, key, **more)
             allowed = govern.may([role], permission)
-            nobodys = role == Role.ADMIN and permission is Permission.ANNOTATE  # such a key is not a person's
+            # such a key is not a person's
+            nobodys = role == Role.ADMIN and permission in (Permission.ANNOTATE, Permission.REVIEW)
             assert (answer.status_code == 403) == (not allowed or nobodys), (role, path, answer.text)
             assert answer.status_code < 500, (role, path, answer.text)
 
@@ -77,7 +91,7 @@ def test_every_answer_has_the_security_headers(service) -> None:
     key = service.key("admin", person="Root")
     with httpx.Client(base_url=service.url, timeout=ROOMY) as client:
         for method, template, _, _ in (*ROUTES, *PAGES):
-            path = template.replace("{lease_id}", "lse_0").replace("{run_id}", "run_0").replace("{name}", "x")
+            path = filled(template, NOBODYS)
             for secret in (None, key):
                 answer = client.request(
                     method,
@@ -102,6 +116,9 @@ class Objects:
     release_id: str
     lease_id: str
     person_id: str
+    comparison_id: str
+    gold_id: str
+    review_id: str
 
 
 Body = Callable[[Objects], dict[str, Any]]
@@ -118,6 +135,11 @@ OBJECTS: dict[str, Body] = {
     "POST /v1/annotation/lease/{lease_id}/release": lambda it: {},
     "POST /v1/annotations": lambda it: {"lease_id": it.lease_id, "verdict": "tie", "seconds": 1},
     "POST /v1/annotation/annotators": lambda it: {"person": it.person_id, "act": "pause", "reason": "x"},
+    "POST /v1/annotation/gold": lambda it: {"comparison_id": it.comparison_id, "choice": "res_0"},
+    "POST /v1/annotation/gold/{gold_id}/retire": lambda it: {},
+    "POST /v1/annotation/questions": lambda it: {"comparison_id": it.comparison_id, "act": "keep"},
+    "GET /v1/annotation/reviews/{review_id}": lambda it: {},
+    "POST /v1/annotation/reviews/{review_id}": lambda it: {"verdict": "tie", "confidence": 2},
 }
 # These name none; what they show or write is of the key's own project, as the test below says.
 WITHOUT = {
@@ -131,11 +153,13 @@ WITHOUT = {
     "POST /v1/annotation/undo",
     "GET /v1/annotation/progress",
     "GET /v1/annotation/annotators",
+    "GET /v1/annotation/gold",
+    "GET /v1/annotation/reviews",
 }
 
 
 def furnish(service) -> Objects:
-    """An interaction, a release, a question that Ann holds; all of the first project. The second has a release of its own."""
+    """An interaction, a release, a question that Ann holds, gold, a review; all of the first project. The second has a release of its own."""
     service.store.add(Project(id=OTHER, project_id=OTHER, name="other", created_at=utc_now()))
     release.register_base(service.store, OTHER, "other-model", "fake:", utc_now())
     application = service.key("application")
@@ -155,7 +179,14 @@ def furnish(service) -> Objects:
     lent = request(service, "POST", "/v1/annotation/lease", annotator).json()
     (live,) = service.store.find(Release, project_id=service.project.id)
     lease = service.store.get(Lease, lent["lease_id"])
-    return Objects("u1", spoken.json()["id"], live.id, lease.id, lease.annotator_id)
+    asked = service.store.get(Comparison, lease.comparison_id)
+    closed = replace(asked, id="cmp_closed", purpose=Purpose.TRAINING, state=ComparisonState.CLOSED)
+    golden = replace(asked, id="cmp_gold", purpose=Purpose.GOLD, gold_choice=asked.response_ids[0])
+    review = Review(
+        id="rev_0", project_id=asked.project_id, comparison_id=closed.id, kind=ReviewKind.AUDIT, created_at=utc_now()
+    )
+    service.store.add(closed, golden, review)
+    return Objects("u1", spoken.json()["id"], live.id, lease.id, lease.annotator_id, closed.id, golden.id, review.id)
 
 
 def test_the_objects_of_one_project_are_not_there_for_another(service) -> None:
@@ -165,11 +196,11 @@ def test_the_objects_of_one_project_are_not_there_for_another(service) -> None:
     )
     it = furnish(service)
     stranger = make_key(service, OTHER, "admin", person="Ann")  # of the same name even
-    kinds = (Interaction, Feedback, Annotation)
+    kinds = (Interaction, Feedback, Annotation, Comparison)
     before = [service.store.count(kind) for kind in kinds], service.store.get(Lease, it.lease_id)
     for route, body in OBJECTS.items():
         method, template = route.split()
-        path = template.replace("{lease_id}", it.lease_id)
+        path = filled(template, vars(it))
         answer = request(service, method, path, stranger, json=body(it))
         status = answer.json()["results"][0]["code"] if answer.status_code == 207 else answer.status_code
         assert status == 404, (route, answer.text)
@@ -177,7 +208,7 @@ def test_the_objects_of_one_project_are_not_there_for_another(service) -> None:
     own = service.key("admin", person="Ann")
     for route in ("POST /v1/feedback", "POST /v1/annotation/lease/{lease_id}/heartbeat", "POST /v1/interactions"):
         method, template = route.split()
-        path = template.replace("{lease_id}", it.lease_id)
+        path = filled(template, vars(it))
         assert request(service, method, path, own, json=OBJECTS[route](it)).status_code in (200, 201), route
 
 
@@ -190,7 +221,8 @@ def test_what_names_no_object_shows_and_writes_ones_own_project(service) -> None
     assert request(service, "POST", "/v1/annotation/lease", stranger).status_code == 204
     assert request(service, "POST", "/v1/annotation/undo", stranger).status_code == 404
     assert request(service, "GET", "/v1/annotation/progress", stranger).json()["available"] == 0
-    assert request(service, "GET", "/v1/annotation/annotators", stranger).json() == {"annotators": []}
+    for what in ("annotators", "gold", "reviews"):
+        assert request(service, "GET", f"/v1/annotation/{what}", stranger).json() == {what: []}
     body = {"model": "m", "messages": MESSAGES, "user": "u1"}
     spoken = request(service, "POST", "/v1/chat/completions", stranger, json=body).json()
     assert service.store.get(Interaction, spoken["id"]).project_id == OTHER
@@ -273,9 +305,19 @@ GOOD: dict[str, dict[str, Any]] = {
     "POST /v1/outcomes": {"user": "u", "name": "n", "value": 1, "at": "2026-01-01T00:00:00Z", "key": "k"},
     "POST /v1/erasure": {"user": "nobody"},
     "POST /v1/annotation/annotators": {"person": "per_0", "act": "pause", "reason": "x"},
+    "POST /v1/annotation/gold": {"comparison_id": "cmp_0", "choice": "res_0"},
+    "POST /v1/annotation/questions": {"comparison_id": "cmp_0", "act": "keep"},
+    "POST /v1/annotation/reviews/{review_id}": {
+        "verdict": "prefer",
+        "choice": "res_0",
+        "confidence": 2,
+        "error_class": "none",
+        "note": "x",
+    },
     "POST /v1/annotations": {"lease_id": "lse_0", "verdict": "prefer", "choice": "res_0", "strength": 1, "seconds": 1},
 }
 BODILESS = {
+    "POST /v1/annotation/gold/{gold_id}/retire",
     "POST /v1/annotation/lease",
     "POST /v1/annotation/undo",
     "POST /v1/annotation/lease/{lease_id}/heartbeat",
@@ -300,7 +342,7 @@ def hostile(route: str) -> Iterator[bytes]:
 def test_a_hostile_body_is_the_callers_fault_every_time(service, route: str) -> None:
     method, template = route.split()
     it = furnish(service)
-    path = template.replace("{lease_id}", it.lease_id)
+    path = filled(template, vars(it))
     headers = {"authorization": f"Bearer {service.key('admin', person='Ann')}"}
     assert route in BODILESS or route.removesuffix("/batch") in GOOD, "give the new route a GOOD body"
     with httpx.Client(base_url=service.url, headers=headers, timeout=ROOMY) as client:
@@ -364,7 +406,7 @@ def test_no_secret_is_in_an_answer_or_a_log(start_service, caplog) -> None:
         assert len(planted) == 7
         said = []
         for method, template, _, _ in (*ROUTES, *PAGES):
-            path = template.replace("{lease_id}", "lse_0").replace("{run_id}", "run_0").replace("{name}", "x")
+            path = filled(template, NOBODYS)
             if path == "/sign-out":
                 continue  # or the pages after it would show nothing
             for accept in ("application/json", "text/html"):

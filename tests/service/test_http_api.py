@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import httpx
 import pytest
 
@@ -9,12 +11,19 @@ from plaudit.client import Plaudit
 from plaudit.domain import (
     Annotation,
     ApiKey,
+    AuditEntry,
+    Comparison,
+    ComparisonState,
     EvaluationItem,
     Feedback,
     Interaction,
     Person,
+    Purpose,
     Response,
+    ResponseOrigin,
     ResponseText,
+    Review,
+    Verdict,
     utc_now,
 )
 from plaudit.errors import Conflict, Expired, Forbidden, NotFound, Unauthorized
@@ -51,7 +60,7 @@ def test_every_route_wants_its_permission(service) -> None:
         "admin": service.key("admin"),
     }
     for method, template, _, permission in ROUTES:
-        path = template.replace("{lease_id}", "lse_0")
+        path = re.sub(r"{\w+}", "lse_0", template)
         body = {"json": {}} if method == "POST" else {}
         bare = request(service, method, path, None, **body)
         if permission is None:
@@ -64,7 +73,7 @@ def test_every_route_wants_its_permission(service) -> None:
             answer = request(service, method, path, key, **body)
             allowed = govern.may([role], permission)
             # The admin's key is nobody's: annotation is refused to it for that.
-            personal = role == "admin" and permission is govern.Permission.ANNOTATE
+            personal = role == "admin" and permission in (govern.Permission.ANNOTATE, govern.Permission.REVIEW)
             assert (answer.status_code == 403) == (not allowed or personal), (role, path, answer.text)
     assert service.store.count(Interaction) == 0
     assert service.store.count(Annotation) == 0
@@ -231,3 +240,87 @@ def test_the_sdk_raises_the_errors_of_plaudit(service) -> None:
         nobody.assign("u")
     with Plaudit(service.url, service.key("application")) as application, pytest.raises(Forbidden, match="annotate"):
         application.annotation.lease()
+
+
+# --- gold and reviews ---
+
+
+def test_a_lead_makes_gold_and_an_expert_decides_over_the_api(service) -> None:
+    """Each as the page does it, in the name of the key's person, with the status of what went wrong."""
+    store, project_id, now = service.store, service.project.id, utc_now()
+    made = []
+    for at, state in enumerate((ComparisonState.CLOSED, ComparisonState.CLOSED, ComparisonState.FLAGGED)):
+        answers = [
+            Response(
+                id=f"res_{at}{side}", project_id=project_id, interaction_id=None, idx=0, text=side, finish_reason="stop",
+                origin=ResponseOrigin.LOGGED, model="m", created_at=now,
+            )
+            for side in "ab"
+        ]  # fmt: skip
+        one = Comparison(
+            id=f"cmp_{at}", project_id=project_id, interaction_id=None, purpose=Purpose.TRAINING, messages=tuple(QUESTION),
+            family="f", response_ids=tuple(one.id for one in answers), overlap=1, state=state, created_at=now,
+        )  # fmt: skip
+        store.add(*answers, one)
+        made.append(one)
+    source, disputed, flagged = made
+    ann = govern.person(store, project_id, "Ann", now)
+    said = {"comparison_id": disputed.id, "guideline_id": None, "verdict": Verdict.PREFER, "choice": "res_1a"}
+    store.add(
+        Annotation(
+            id="ann_1", project_id=project_id, annotator_id=ann.id, order=("res_1a", "res_1b"), seconds=3.0, created_at=now, **said
+        )
+    )  # fmt: skip
+    lead, expert = service.key("lead", person="Lea"), service.key("expert", person="Eve")
+
+    def ask(method: str, path: str, key: str, body: dict | None = None) -> tuple[int, dict]:
+        answer = request(service, method, f"/v1/annotation/{path}", key, **({"json": body} if body is not None else {}))
+        return answer.status_code, answer.json()
+
+    gold = {"comparison_id": source.id, "choice": "res_0b"}
+    status, row = ask("POST", "gold", lead, gold)
+    shown = {"made_from": source.id, "choice": "res_0b", "state": "open", "n_right": 0, "n_answers": 0}
+    assert (status, row) == (201, {"id": row["id"], **shown})
+    assert ask("POST", "gold", lead, gold)[0] == 409
+    assert ask("POST", "gold", lead, {**gold, "choice": "res_9"})[0] == 422
+    assert ask("GET", "gold", lead) == (200, {"gold": [row]})
+    retired = row | {"state": "retired"}
+    assert ask("POST", f"gold/{row['id']}/retire", lead) == (200, retired)
+    assert ask("POST", f"gold/{source.id}/retire", lead)[0] == 404
+    assert [(one.action, one.actor) for one in store.find(AuditEntry)][-2:] == [
+        ("gold.make", "Lea"),
+        ("gold.retire", "Lea"),
+    ]
+
+    kept = {"comparison_id": flagged.id, "act": "drop"}
+    assert ask("POST", "questions", lead, kept) == (
+        200,
+        {"comparison_id": flagged.id, "state": "cancelled", "review_id": None},
+    )
+    assert ask("POST", "questions", lead, kept)[0] == 409
+    assert ask("POST", "questions", lead, {**kept, "act": "expert"})[0] == 422
+    status, sent = ask("POST", "questions", lead, {"comparison_id": disputed.id, "act": "expert"})
+    review = f"reviews/{sent['review_id']}"
+    assert (status, sent["state"]) == (200, "closed")
+
+    assert [one["id"] for one in ask("GET", "reviews", expert)[1]["reviews"]] == [sent["review_id"]]
+    status, case = ask("GET", review, expert)
+    assert (status, case["kind"], case["decided"]) == (200, "dispute", False)
+    assert {one["id"]: one["text"] for one in case["responses"]} == {"res_1a": "a", "res_1b": "b"}
+    assert [(vote["column"], vote["choice"]) for vote in case["votes"]] == [(1, "res_1a")]
+    assert "Ann" not in str(case)
+    assert ann.id not in str(case)
+    own = service.key("expert", person="Ann")
+    decision = {"verdict": "prefer", "choice": "res_1b", "confidence": 3, "error_class": "taste", "note": "Shorter."}
+    assert ask("GET", "reviews", own) == (200, {"reviews": []})
+    assert (ask("GET", review, own)[0], ask("POST", review, own, decision)[0]) == (403, 403)
+    for wrong in ({"confidence": None}, {"confidence": 4}, {"verdict": "skip"}, {"choice": None}, {"error_class": "x"}):
+        assert ask("POST", review, expert, decision | wrong)[0] == 422, wrong
+    status, decided = ask("POST", review, expert, decision)
+    assert (status, decided["choice"]) == (200, "res_1b")
+    stored = store.get(Review, sent["review_id"])
+    assert (stored.verdict, stored.choice, stored.confidence, stored.error_class, stored.note) == tuple(
+        decision.values()
+    )
+    assert ask("POST", review, expert, decision)[0] == 409
+    assert ask("GET", "reviews", expert) == (200, {"reviews": []})

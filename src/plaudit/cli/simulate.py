@@ -83,7 +83,8 @@ def _show(told: Told) -> None:
         f"{told.n_honest_accused} of {told.n_honest} honest ones accused."
     )
     shown = ", ".join(f"{row['name']} ({row['overturned']:.0%} of {row['n']})" for row in told.flagged) or "none"
-    click.echo(f"{told.n_audits} audits decided; flagged as wrong: {shown}. Misleading is {told.misleading}.")
+    click.echo(f"{told.n_audits} audits decided; flagged as wrong: {shown}.")
+    click.echo(f"Misleading is {told.misleading}, which {told.n_misleading_audits} of the audits are about.")
 
 
 @simulate.command()

@@ -31,6 +31,7 @@ class Told:
     n_honest_accused: int
     misleading: str
     n_audits: int
+    n_misleading_audits: int
     flagged: tuple[Json, ...]
 
 
@@ -65,7 +66,7 @@ def run(stage: Stage, tell: Tell) -> Told:
     worked = crowds.work(
         stage.url, keys, members, asked, stage.seed, lambda n: tell("annotators answer", n, max(n, expected))
     )
-    n_audits = _audit(stage, asked)
+    n_audits, n_misleading_audits = _audit(stage, asked)
     signs: dict[str, list[str]] = defaultdict(list)
     for one in conduct.suspicions(stage.store, stage.project_id):
         signs[one.name.removeprefix("simulated ")].append(f"{one.kind}: {one.why}")
@@ -89,6 +90,7 @@ def run(stage: Stage, tell: Tell) -> Told:
         n_honest_accused=len(named & set(honest)),
         misleading=next((f"topic: {one.topic}" for one in asked if one.misleading), "none"),
         n_audits=n_audits,
+        n_misleading_audits=n_misleading_audits,
         flagged=tuple(
             {"name": one.name, "overturned": one.overturned.mean, "n": one.overturned.n}
             for one in conduct.audited(stage.store, stage.project_id)
@@ -131,16 +133,18 @@ def _plan(stage: Stage, asked: list[Question], golden: set[str], tell: Tell) -> 
             quality.make_gold(stage.store, stage.project_id, comparison.id, choice, "simulated lead", utc_now())
 
 
-def _audit(stage: Stage, asked: list[Question]) -> int:
-    """An expert, right EXPERT_RIGHT of the time, decides every audit that waits. Returns how many."""
+def _audit(stage: Stage, asked: list[Question]) -> tuple[int, int]:
+    """An expert, right EXPERT_RIGHT of the time, decides every audit that waits. Returns how many, and how many of them mislead."""
     by_prompt = {one.prompt: one for one in asked}
     expert = govern.person(stage.store, stage.project_id, "simulated expert", utc_now())
     luck = random.Random(f"expert/{stage.seed}")
     waiting = [one for one in reviews.waiting(stage.store, stage.project_id, expert.id) if one.kind is ReviewKind.AUDIT]
+    n_misleading = 0
     for one in waiting:
         comparison = stage.store.first(Comparison, id=one.comparison_id)
         assert comparison is not None
         question = by_prompt[comparison.messages[-1]["content"]]
+        n_misleading += question.misleading
         right = luck.random() < EXPERT_RIGHT
         reviews.decide(
             stage.store,
@@ -154,4 +158,4 @@ def _audit(stage: Stage, asked: list[Question]) -> int:
             note=None,
             now=utc_now(),
         )
-    return len(waiting)
+    return len(waiting), n_misleading

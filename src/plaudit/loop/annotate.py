@@ -111,7 +111,7 @@ def lend(
         comparison = queue.next_comparison(tx, project_id, annotator_id, wanted, now, domains, assigned)
         if purposes is None:
             work = comparison is not None
-            gold = quality.gold_turn(tx, project_id, annotator_id, standing, rules, work_waits=work)
+            gold = quality.gold_turn(tx, project_id, annotator_id, standing, rules, domains=domains, work_waits=work)
             comparison = gold or comparison
         if comparison is None:
             return None

@@ -38,6 +38,7 @@ from plaudit.errors import BadInput, Conflict, Forbidden, NotFound
 from plaudit.loop import body as fields
 from plaudit.loop import govern
 from plaudit.store import annotation as queue
+from plaudit.store import annotation_sums as sums
 from plaudit.store.database import Store, Transaction
 
 QUEUE = (Purpose.TRAINING, Purpose.EVALUATION)  # what the queue lends; gold comes in between by its own rule
@@ -281,8 +282,11 @@ def make_gold(store: Store, project_id: str, comparison_id: str, choice: str, by
             overlap=UNENDING,
             reason="gold",
             batch="gold",
+            domain=source.domain,
+            criteria=source.criteria,  # or who is asked for none would know that it is gold
             gold_choice=choice,
-            attributes={"made_from": comparison_id},
+            attributes={name: source.attributes[name] for name in ("warning",) if name in source.attributes}
+            | {"made_from": comparison_id},
             created_at=now,
         )
         tx.add(gold)
@@ -304,15 +308,62 @@ def retire_gold(store: Store, project_id: str, comparison_id: str, by: str, now:
         return tx.change(Comparison, comparison_id, state=ComparisonState.CANCELLED)
 
 
+GOLD_FIELDS = ("comparison_id", "choice")
+
+
+def add_gold(store: Store, project_id: str, by: str, body: Any, now: datetime) -> Json:
+    """`make_gold` as a body: {comparison_id, choice}; its row of `gold_items` follows. Raises as that does."""
+    body = fields.checked(body, "The gold", GOLD_FIELDS)
+    id, choice = (fields.needed(body, name, max_chars=200) for name in GOLD_FIELDS)
+    return _gold_row(make_gold(store, project_id, id, choice, by, now), (0, 0))
+
+
+def gold_items(store: Store, project_id: str) -> list[Json]:
+    """Every question whose answer is known, in the order in which they were made: id, made_from, choice, state (open or retired), n_right,
+    n_answers."""
+    with store.read() as tx:
+        answers = sums.gold_answers(tx, project_id)
+        return [_gold_row(one, answers.get(one.id, (0, 0))) for one in sums.gold(tx, project_id)]
+
+
+def retire(store: Store, project_id: str, comparison_id: str, by: str, now: datetime) -> Json:
+    """`retire_gold`; its row of `gold_items` follows. Raises NotFound."""
+    found = retire_gold(store, project_id, comparison_id, by, now)
+    with store.read() as tx:
+        return _gold_row(found, sums.gold_answers(tx, project_id).get(found.id, (0, 0)))
+
+
+def _gold_row(gold: Comparison, answers: tuple[int, int]) -> Json:
+    return {
+        "id": gold.id,
+        "made_from": gold.attributes.get("made_from"),
+        "choice": gold.gold_choice,
+        "state": "retired" if gold.state is ComparisonState.CANCELLED else str(gold.state),
+        "n_right": answers[0],
+        "n_answers": answers[1],
+    }
+
+
 def gold_turn(
-    tx: Transaction, project_id: str, annotator_id: str, found: Standing | None, rules: Rules, *, work_waits: bool
+    tx: Transaction,
+    project_id: str,
+    annotator_id: str,
+    found: Standing | None,
+    rules: Rules,
+    *,
+    domains: Collection[str] = (),
+    work_waits: bool,
 ) -> Comparison | None:
-    """The gold question that it is time for, None where an ordinary one comes next.
+    """The gold question that it is time for, None where an ordinary one comes next; of a domain only for who is qualified for it (`domains`).
 
     The first ones where a project has enough of them, later a random share, drawn anew for each question and the same however often it is
     asked for; silent gold comes only in between work.
     """
-    known = queue.gold_of(tx, project_id, annotator_id)
+    known = [
+        one
+        for one in queue.gold_of(tx, project_id, annotator_id)
+        if one.verdict is not None or one.domain is None or one.domain in domains
+    ]
     if not known:
         return None
     answered = [one for one in known if one.verdict is not None and not one.flagged]

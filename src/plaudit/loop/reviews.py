@@ -10,6 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from plaudit.domain import (
     OVERALL,
@@ -18,6 +19,7 @@ from plaudit.domain import (
     ComparisonKind,
     ComparisonState,
     Guideline,
+    Json,
     Purpose,
     Response,
     Review,
@@ -25,7 +27,9 @@ from plaudit.domain import (
     Verdict,
 )
 from plaudit.errors import BadInput, Conflict, Forbidden, NotFound
+from plaudit.loop import body as fields
 from plaudit.loop import govern, quality
+from plaudit.loop.quality import Rules
 from plaudit.store.database import Store
 
 # What went wrong, where an expert decides against most annotators.
@@ -39,6 +43,9 @@ ERROR_CLASSES = (
     "the guideline is unclear",
 )
 MAX_NOTE_CHARS = 2_000
+DECISIONS = (Verdict.PREFER, Verdict.TIE, Verdict.BOTH_BAD)
+DECISION_FIELDS = ("verdict", "choice", "confidence", "error_class", "note")
+QUESTION_FIELDS, QUESTION_ACTS = ("comparison_id", "act"), ("keep", "drop", "expert")
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,18 @@ def ask(store: Store, project_id: str, comparison_id: str, by: str, now: datetim
             raise BadInput(f"Comparison {comparison_id} is a {comparison.kind}; experts look at pairwise ones.")
         govern.audit(tx, project_id, by, "lead", "review.ask", comparison_id, {}, {}, now)
         return quality.ask_expert(tx, comparison, ReviewKind.DISPUTE, quality.posterior(tx, comparison), now)
+
+
+def act(store: Store, project_id: str, by: str, body: Any, rules: Rules, now: datetime) -> Json:
+    """What a lead does with a question, as a body: {comparison_id, act}: keep or drop a flagged one, send a disputed one to an expert. Answers
+    {comparison_id, state, review_id}. Raises BadInput, NotFound, Conflict (not flagged)."""
+    body = fields.checked(body, "The act", QUESTION_FIELDS)
+    id, wanted = fields.needed(body, "comparison_id", max_chars=200), fields.one_of(body, "act", QUESTION_ACTS)
+    if wanted == "expert":
+        review = ask(store, project_id, id, by, now)
+        return {"comparison_id": id, "state": str(ComparisonState.CLOSED), "review_id": review.id}
+    found = quality.resolve_flag(store, project_id, id, wanted == "keep", by, rules, now)
+    return {"comparison_id": id, "state": str(found.state), "review_id": None}
 
 
 def waiting(store: Store, project_id: str, expert_id: str) -> list[Review]:
@@ -142,7 +161,7 @@ def decide(
 ) -> Review:
     """An expert's word, once. Raises NotFound, Forbidden, BadInput, Conflict (decided already)."""
     case = look(store, project_id, expert_id, review_id)
-    if verdict in (Verdict.SKIP, Verdict.RATE):
+    if verdict not in DECISIONS:
         raise BadInput(f"verdict is {verdict}; decide between the two, or leave the review to another expert.")
     if (choice is None) == (verdict is Verdict.PREFER) or choice not in (None, *case.comparison.response_ids):
         raise BadInput(f"choice is {choice!r} with verdict {verdict}; name one of the two responses with prefer only.")
@@ -167,3 +186,23 @@ def decide(
             note=note,
             decided_at=now,
         )
+
+
+def decide_by(store: Store, project_id: str, expert_id: str, review_id: str, body: Any, now: datetime) -> Review:
+    """`decide` as a body: {verdict, choice?, confidence, error_class?, note?}. Raises as that does."""
+    body = fields.checked(body, "The decision", DECISION_FIELDS)
+    confidence = fields.integer(body, "confidence", 1, 3)
+    if confidence is None:
+        raise BadInput("confidence is missing; give 1 (guess), 2 or 3 (certain).")
+    return decide(
+        store,
+        project_id,
+        expert_id,
+        review_id,
+        verdict=Verdict(fields.one_of(body, "verdict", DECISIONS)),
+        choice=fields.text(body, "choice", max_chars=200),
+        confidence=confidence,
+        error_class=fields.text(body, "error_class", max_chars=100, default="none") or "none",
+        note=fields.text(body, "note", max_chars=MAX_NOTE_CHARS),
+        now=now,
+    )

@@ -181,6 +181,7 @@ class Gold:
 
     comparison_id: str
     state: ComparisonState
+    domain: str | None
     gold_choice: str
     made_from: str | None  # the Comparison that it was copied from
     verdict: Verdict | None
@@ -199,6 +200,7 @@ def gold_of(tx: Transaction, project_id: str, annotator_id: str) -> list[Gold]:
         Gold(
             comparison_id=row["id"],
             state=row["state"],
+            domain=row["domain"],
             gold_choice=row["gold_choice"],
             made_from=row["attributes"].get("made_from"),
             verdict=row["verdict"],
@@ -396,6 +398,7 @@ _GOLD = (
     sa.select(
         _COMPARISONS.c.id,
         _COMPARISONS.c.state,
+        _COMPARISONS.c.domain,
         _COMPARISONS.c.gold_choice,
         _COMPARISONS.c.attributes,
         _ANNOTATIONS.c.verdict,

@@ -1,14 +1,17 @@
-"""What a lead sees of a project's annotation, summed by the database: the page does not become slower with every answer kept.
+"""What a lead sees of a project's annotation, summed by the database, mostly from the indices `annotations_to_sum` and `comparisons_to_sum`.
 
-Most of it reads the index `annotations_to_sum` alone. Times are grouped as they are stored, in microseconds since 1970: a day is a whole
-number of 86,400 s, a week begins on Monday, both in UTC.
+How the votes of a question agree is read once for all tables that need it (`compare_votes`). The time grows with the answers. Times are
+grouped as they are stored, in microseconds since 1970: a day is a whole number of 86,400 s, a week begins on Monday, both in UTC.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -31,6 +34,7 @@ _A, _C, _P = TABLES[Annotation], TABLES[Comparison], TABLES[Person]
 _S = TABLES[Standing]
 _MICROSECONDS = sa.BigInteger()
 _DAY_US = 86_400_000_000
+READ_AT_ONCE = 5000  # rows
 _MONDAY_US = 4 * _DAY_US  # 1970-01-05
 _QUEUE = (Purpose.TRAINING, Purpose.EVALUATION)
 
@@ -54,8 +58,6 @@ class Work:
     n_flags: int
     n_chosen: int  # answers that prefer one
     n_first: int  # of those, the one shown first
-    n_counted: int  # votes on training questions where the others have a majority
-    n_agreeing: int  # of those, with it
     median_seconds: float | None
 
 
@@ -92,96 +94,114 @@ class Burn:
     asked: Mapping[date, int]
 
 
-def agreement_by_week(tx: Transaction, project_id: str, n_weeks: int) -> dict[date, Agreeing]:
-    """Monday -> the questions whose last vote fell into that week; the newest weeks, oldest first."""
-    per = _split(project_id, OVERALL).having(sa.func.count() > 1).subquery()
-    week = ((per.c.last - _MONDAY_US) // (7 * _DAY_US)).label("week")
-    query = _agreeing(per, week).group_by(week).order_by(sa.desc("week")).limit(n_weeks)
-    rows = reversed(tx.rows(query))
-    return {date(1970, 1, 5) + timedelta(weeks=int(row["week"])): _read_agreeing(row) for row in rows}
+@dataclass(frozen=True)
+class Compared:
+    """The votes of training questions beside one another.
+
+    weeks: Monday -> the questions whose last vote fell into that week, oldest first. agreeing: by criterion, of those beside the whole.
+    disputed: the questions whose votes are split, the most even first and of these the newest; cancelled ones are left out. agrees: annotator ->
+    (votes on questions where the others have a majority, of those with it).
+    """
+
+    weeks: dict[date, Agreeing]
+    agreeing: dict[str, Agreeing]
+    disputed: list[str]
+    agrees: dict[str, tuple[int, int]]
 
 
-def agreement_by_criterion(tx: Transaction, project_id: str) -> dict[str, Agreeing]:
-    """Of the criteria beside the whole."""
-    per = _split(project_id, None).having(sa.func.count() > 1).subquery()
-    query = _agreeing(per, per.c.criterion).group_by(per.c.criterion)
-    return {row["criterion"]: _read_agreeing(row) for row in tx.rows(query)}
+def compare_votes(tx: Transaction, project_id: str) -> Compared:
+    """Reads each vote from the index, question by question; it is faster to compare them here than to join and group them there."""
+    training: dict[str, str] = dict(_tuples(tx, _TRAINING, project_id))
+    shares: dict[tuple[str, int], list[float]] = {}
+    disputed: list[tuple[float, str]] = []
+    agrees: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
+    asked, cast = ("", ""), list[tuple[str, str, int]]()
 
+    def compare() -> None:
+        (criterion, id), n = asked, len(cast)
+        if n < 2 or id not in training:
+            return
+        choices = [choice for choice, _, _ in cast]
+        same = {choice: choices.count(choice) for choice in set(choices)}
+        share = sum([k * (k - 1) for k in same.values()]) / (n * (n - 1))
+        if criterion != OVERALL:
+            shares.setdefault((criterion, 0), []).append(share)
+            return
+        week = (max([at for _, _, at in cast]) - _MONDAY_US) // (7 * _DAY_US)
+        shares.setdefault((OVERALL, week), []).append(share)
+        if len(same) > 1 and training[id] != ComparisonState.CANCELLED:
+            disputed.append((abs(2 * max(same.values()) / n - 1), id))
+        for choice, annotator, _ in cast:
+            twice = 2 * (same[choice] - 1)
+            if twice != n - 1:
+                agrees[annotator][0] += 1
+                agrees[annotator][1] += twice > n - 1
 
-def _split(project_id: str, criterion: str | None) -> sa.Select[Any]:
-    """Of each training question with votes that prefer one: how many (n), how many of them for the first response (n_first), the last of
-    them (last, microseconds). Grouped in the order of the index, so that nothing is sorted."""
-    about = _A.c.criterion == criterion if criterion is not None else _A.c.criterion != OVERALL
-    return (
-        sa.select(
-            _A.c.criterion,
-            _A.c.comparison_id,
-            sa.func.count().label("n"),
-            _n(_A.c.choice == _first_of(_C.c.response_ids, _A.c.choice)).label("n_first"),
-            sa.func.max(sa.type_coerce(_A.c.created_at, _MICROSECONDS)).label("last"),
-        )
-        .join(_C, _C.c.id == _A.c.comparison_id)
-        .where(
-            _A.c.project_id == project_id,
-            about,
-            _A.c.verdict == Verdict.PREFER,
-            _C.c.purpose == Purpose.TRAINING,
-        )
-        .group_by(_A.c.criterion, _A.c.comparison_id)
+    for criterion, id, choice, annotator, at in _tuples(tx, _VOTES, project_id):
+        if (criterion, id) != asked:
+            compare()
+            asked, cast = (criterion, id), []
+        cast.append((choice, annotator, at))
+    compare()
+    disputed.sort(key=itemgetter(1), reverse=True)
+    disputed.sort(key=itemgetter(0))
+    return Compared(
+        weeks={
+            date(1970, 1, 5) + timedelta(weeks=week): _agreeing(found)
+            for (criterion, week), found in sorted(shares.items())
+            if criterion == OVERALL
+        },
+        agreeing={criterion: _agreeing(found) for (criterion, _), found in shares.items() if criterion != OVERALL},
+        disputed=[id for _, id in disputed],
+        agrees={annotator: (n, with_them) for annotator, (n, with_them) in agrees.items()},
     )
 
 
-def _agreeing(per: sa.Subquery, by: sa.ColumnElement[Any]) -> sa.Select[Any]:
-    other = per.c.n - per.c.n_first
-    same = per.c.n_first * (per.c.n_first - 1) + other * (other - 1)
-    share = sa.cast(same, sa.Double) / sa.cast(per.c.n * (per.c.n - 1), sa.Double)
-    return sa.select(
-        by,
-        sa.func.count().label("n_items"),
-        sa.func.sum(share).label("total"),
-        sa.func.sum(share * share).label("squares"),
+def _agreeing(shares: Sequence[float]) -> Agreeing:
+    return Agreeing(len(shares), sum(shares), sum(share * share for share in shares))
+
+
+def _tuples(tx: Transaction, query: sa.Select[*tuple[Any, ...]], project_id: str) -> Iterator[Any]:
+    """Its rows, a part of them in memory at a time."""
+    return chain.from_iterable(tx.connection.execute(query, {"project": project_id}).partitions(READ_AT_ONCE))
+
+
+def _plain(column: sa.Column[Any]) -> sa.ColumnElement[str]:
+    """Text as it is stored: thousands of enums take longer to make than to compare."""
+    return sa.type_coerce(column, sa.Text())
+
+
+_project = sa.bindparam("project", type_=sa.Text())
+_TRAINING = sa.select(_plain(_C.c.id), _plain(_C.c.state)).where(
+    _C.c.project_id == _project, _C.c.purpose == Purpose.TRAINING
+)
+_VOTES = (
+    sa.select(
+        _plain(_A.c.criterion),
+        _plain(_A.c.comparison_id),
+        _plain(_A.c.choice),
+        _plain(_A.c.annotator_id),
+        sa.type_coerce(_A.c.created_at, _MICROSECONDS),
     )
-
-
-def _read_agreeing(row: sa.RowMapping) -> Agreeing:
-    return Agreeing(int(row["n_items"]), float(row["total"]), float(row["squares"]))
+    .where(_A.c.project_id == _project, _A.c.verdict == Verdict.PREFER)
+    .order_by(_A.c.criterion, _A.c.comparison_id)
+)
 
 
 def work_by_annotator(tx: Transaction, project_id: str) -> dict[str, Work]:
-    answers, votes = (
-        _A.c.verdict != Verdict.SKIP,
-        sa.and_(_A.c.verdict == Verdict.PREFER, _C.c.purpose == Purpose.TRAINING),
-    )
-    by_question: Any = _A.c.comparison_id
-    better = _A.c.choice == _first_of(_C.c.response_ids, _A.c.choice)
-    given = (
+    answers = _A.c.verdict != Verdict.SKIP
+    query = (
         sa.select(
             _A.c.annotator_id,
-            sa.case((answers, 1), else_=0).label("answer"),
-            sa.case((sa.and_(~answers, _A.c.flagged.is_(False)), 1), else_=0).label("skip"),
-            sa.case((_A.c.flagged.is_(True), 1), else_=0).label("flag"),
-            sa.case((_A.c.choice.is_not(None), 1), else_=0).label("chosen"),
-            sa.case((_A.c.choice == _first_of(_A.c.order, _A.c.choice), 1), else_=0).label("shown_first"),
-            sa.case((votes, 1), else_=0).label("vote"),
-            sa.case((better, 1), else_=0).label("better"),
-            sa.func.sum(sa.case((votes, 1), else_=0)).over(partition_by=by_question).label("n"),
-            sa.func.sum(sa.case((sa.and_(votes, better), 1), else_=0)).over(partition_by=by_question).label("n_better"),
+            _n(answers).label("n_answers"),
+            _n(sa.and_(~answers, _A.c.flagged.is_(False))).label("n_skips"),
+            _n(_A.c.flagged.is_(True)).label("n_flags"),
+            _n(_A.c.choice.is_not(None)).label("n_chosen"),
+            _n(_begins(_A.c.order, _A.c.choice)).label("n_first"),
         )
-        .join(_C, _C.c.id == _A.c.comparison_id)
         .where(_A.c.project_id == project_id, _A.c.criterion == OVERALL)
-        .subquery()
+        .group_by(_A.c.annotator_id)
     )
-    own = given.c
-    others = own.n - 1
-    with_me = sa.case((own.better == 1, own.n_better), else_=own.n - own.n_better) - 1
-    query = sa.select(
-        own.annotator_id,
-        *(_whole(sa.func.sum(own[name])).label(label) for name, label in (
-            ("answer", "n_answers"), ("skip", "n_skips"), ("flag", "n_flags"), ("chosen", "n_chosen"), ("shown_first", "n_first")
-        )),
-        _n(sa.and_(own.vote == 1, 2 * with_me != others)).label("n_counted"),
-        _n(sa.and_(own.vote == 1, 2 * with_me > others)).label("n_agreeing"),
-    ).group_by(own.annotator_id)  # fmt: skip
     return {
         row["annotator_id"]: Work(
             **row, median_seconds=_median_seconds(tx, project_id, row["annotator_id"], row["n_answers"])
@@ -216,17 +236,8 @@ _MIDDLE = (
 )
 
 
-def disputes(tx: Transaction, project_id: str, limit: int) -> list[Dispute]:
-    """The training questions whose votes are split most evenly, the newest first of those that are so equally, with their votes."""
-    per = _split(project_id, OVERALL).where(_C.c.state != ComparisonState.CANCELLED).subquery()
-    uneven = sa.func.abs(2.0 * per.c.n_first / per.c.n - 1.0)
-    query = (
-        sa.select(per.c.comparison_id)
-        .where(per.c.n_first > 0, per.c.n_first < per.c.n)
-        .order_by(uneven, per.c.comparison_id.desc())
-        .limit(limit)
-    )
-    ids = [row["comparison_id"] for row in tx.rows(query)]
+def disputes(tx: Transaction, ids: Sequence[str]) -> list[Dispute]:
+    """These training questions with their votes, in this order."""
     first = {one.id: one.response_ids[0] for one in tx.find(Comparison, id=ids)}
     cast: dict[str, list[Annotation]] = {id: [] for id in ids}
     for one in tx.find(Annotation, comparison_id=ids, criterion=OVERALL, verdict=Verdict.PREFER):
@@ -404,9 +415,12 @@ def _whole(value: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
     return sa.cast(value, sa.BigInteger)
 
 
-def _first_of(ids: sa.Column[Any], like: sa.Column[Any]) -> sa.ColumnElement[str]:
-    """The beginning of a stored list of ids (`["res_1",...`), as long as `like`: equal to it where that is the first id."""
-    return sa.func.substr(sa.type_coerce(ids, sa.Text()), 3, sa.func.length(like))
+def _begins(ids: sa.Column[Any], id: sa.Column[Any]) -> sa.ColumnElement[bool]:
+    """Whether a stored list of ids (`["res_1",...`) has this one first."""
+    return (
+        sa.func.substr(sa.type_coerce(ids, sa.Text()), 1, sa.func.length(id) + 3)
+        == '["' + sa.type_coerce(id, sa.Text()) + '"'
+    )
 
 
 def _by_day(tx: Transaction, query: sa.Select[Any, Any]) -> dict[date, int]:

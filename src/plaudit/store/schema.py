@@ -199,6 +199,17 @@ sa.Index(
     TABLES[domain.Comparison].c.id,
 )
 sa.Index("comparisons_by_batch", TABLES[domain.Comparison].c.project_id, TABLES[domain.Comparison].c.batch)
+sa.Index(
+    "comparisons_to_sum",  # what the lead's page counts, so that no conversation is read for it
+    TABLES[domain.Comparison].c.project_id,
+    TABLES[domain.Comparison].c.purpose,
+    TABLES[domain.Comparison].c.state,
+    TABLES[domain.Comparison].c.batch,
+    TABLES[domain.Comparison].c.id,
+    TABLES[domain.Comparison].c.overlap,
+    TABLES[domain.Comparison].c.domain,
+    TABLES[domain.Comparison].c.created_at,
+)
 sa.Index("comparisons_by_interaction", TABLES[domain.Comparison].c.interaction_id)
 sa.Index(
     "comparisons_gold",

@@ -99,6 +99,13 @@ ROUTES: tuple[tuple[str, str, Endpoint, Permission | None], ...] = (
     ("GET", "/v1/annotation/progress", annotation.progress, Permission.ANNOTATE),
     ("GET", "/v1/annotation/annotators", annotation.annotators, Permission.PLAN),
     ("POST", "/v1/annotation/annotators", annotation.change_annotator, Permission.PLAN),
+    ("GET", "/v1/annotation/gold", annotation.gold, Permission.PLAN),
+    ("POST", "/v1/annotation/gold", annotation.make_gold, Permission.PLAN),
+    ("POST", "/v1/annotation/gold/{gold_id}/retire", annotation.retire_gold, Permission.PLAN),
+    ("POST", "/v1/annotation/questions", annotation.change_question, Permission.PLAN),
+    ("GET", "/v1/annotation/reviews", annotation.waiting_reviews, Permission.REVIEW),
+    ("GET", "/v1/annotation/reviews/{review_id}", annotation.review, Permission.REVIEW),
+    ("POST", "/v1/annotation/reviews/{review_id}", annotation.decide_review, Permission.REVIEW),
 )
 
 # The same for pages, which a signed-in Person opens, not a key.

@@ -7,7 +7,7 @@ from typing import Any
 
 from plaudit import openai_protocol as protocol
 from plaudit.domain import FeedbackKind, TrainingUse, Verdict
-from plaudit.loop import answers, collect, outcomes, quality, shapes
+from plaudit.loop import answers, collect, outcomes, quality, reviews, shapes
 from plaudit.loop.collect import MAX_NAME_CHARS
 from plaudit.loop.shapes import NULL, Shape, shape
 from plaudit.web.api.erasure import ERASURE
@@ -174,6 +174,40 @@ ACT = _titled(
         },
     ),
 )
+GOLD = answer(id=ID, made_from=_or_null(STRING), choice=ID, state=STRING, n_right=COUNT, n_answers=COUNT)
+MADE_GOLD = _titled(
+    "Gold",
+    shape(
+        {"comparison_id": shapes.text(200, "A training question."), "choice": shapes.text(200, "Its right response.")},
+        {},
+    ),
+)
+QUESTION = answer(comparison_id=ID, state=STRING, review_id=_or_null(STRING))
+QUESTION_ACT = _titled(
+    "QuestionAct",
+    shape({"comparison_id": shapes.text(200), "act": {"type": "string", "enum": list(reviews.QUESTION_ACTS)}}, {}),
+)
+WAITING = answer(id=ID, kind=STRING, created_at=TIME)
+CASE = answer(
+    id=ID, kind=STRING, comparison_id=ID, messages=LIST, responses=LIST, guideline={}, votes=LIST, decided=shapes.FLAG
+)
+DECIDED = answer(id=ID, comparison_id=ID, verdict=STRING, choice=_or_null(STRING))
+_SURE = shapes.whole(1, 3, "1 is a guess, 3 certain.")
+_WHY: dict[str, Shape] = {
+    "error_class": {"type": "string", "enum": list(reviews.ERROR_CLASSES)},
+    "note": shapes.text(reviews.MAX_NOTE_CHARS),
+}
+_NEITHER: Shape = {"type": "string", "enum": [str(one) for one in reviews.DECISIONS if one is not Verdict.PREFER]}
+DECISION: Shape = {
+    "title": "Decision",
+    "anyOf": [
+        _titled(
+            "DecidePrefer",
+            shape({"verdict": {"const": "prefer"}, "choice": shapes.text(200), "confidence": _SURE}, _WHY),
+        ),
+        _titled("DecideNeither", shape({"verdict": _NEITHER, "confidence": _SURE}, _WHY)),
+    ],
+}
 
 # --- all of them -------------------------------------------------------------------------------------------------------
 
@@ -254,6 +288,27 @@ OPERATIONS: Mapping[str, Operation] = {
     ),
     "POST /v1/annotation/annotators": Operation(
         "Pause, resume, qualify, or assign work.", {200: ANNOTATOR, 404: None, 409: None}, ACT
+    ),
+    "GET /v1/annotation/gold": Operation(
+        "Every question whose answer is known.", {200: answer(gold={"type": "array", "items": GOLD})}
+    ),
+    "POST /v1/annotation/gold": Operation(
+        "Make gold of a training question.", {201: GOLD, 404: None, 409: None}, MADE_GOLD
+    ),
+    "POST /v1/annotation/gold/{gold_id}/retire": Operation("Ask it no more.", {200: GOLD, 404: None}),
+    "POST /v1/annotation/questions": Operation(
+        "Keep or drop a flagged question, or send a disputed one to an expert.",
+        {200: QUESTION, 404: None, 409: None},
+        QUESTION_ACT,
+    ),
+    "GET /v1/annotation/reviews": Operation(
+        "What waits for this expert.", {200: answer(reviews={"type": "array", "items": WAITING})}
+    ),
+    "GET /v1/annotation/reviews/{review_id}": Operation(
+        "A question, its answers and votes, without names.", {200: CASE, 404: None}
+    ),
+    "POST /v1/annotation/reviews/{review_id}": Operation(
+        "Decide a dispute or an audit, once.", {200: DECIDED, 404: None, 409: None}, DECISION
     ),
     "GET /metrics": Operation("Figures of this process and of the store, for Prometheus.", {200: STRING}, media=TEXT),
 }

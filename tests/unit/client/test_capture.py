@@ -135,9 +135,10 @@ def test_the_memory_has_an_end_and_the_host_sees_nothing_of_it() -> None:
     service = Service(hangs)
     capture = service.capture(max_items=5, max_bytes=2000, exit_timeout_s=0.01)
     begun = time.monotonic()
+    capture.feedback.comment("int_1", "x" * 3000)  # too large while there is room for five
+    assert (capture.outbox.n_waiting, capture.outbox.n_dropped) == (0, 1)
     for number in range(50):
         capture.feedback.comment("int_1", str(number))
-    capture.feedback.comment("int_1", "x" * 3000)
     assert capture.outbox.n_waiting == 5
     assert capture.outbox.n_dropped == 46
     capture.close()  # gives up on what waits

@@ -21,7 +21,7 @@ from plaudit.domain import (
     Verdict,
 )
 from plaudit.errors import BadInput, Conflict
-from plaudit.loop import annotate, govern, planning, quality, reviews
+from plaudit.loop import annotate, answers, govern, planning, quality, reviews
 from plaudit.loop.quality import Rules
 from plaudit.store.database import Store
 
@@ -50,6 +50,11 @@ def say(store: Store, name: str, now: datetime, **body: Any) -> annotate.Annotat
     return annotate.answer(store, "prj_default", who, said, now)
 
 
+def test_a_reason_is_given_once() -> None:
+    body = {"verdict": "tie", "seconds": 1, "reasons": ["b", "a", "b"]}
+    assert answers.read_answer(body).reasons == ("b", "a")
+
+
 def test_a_rating_is_a_number_on_the_projects_scale(store: Store, project: Project, chat: Chat, now: datetime) -> None:
     (asked,) = rating_questions(store, [chat()], now)
     assert (asked.kind, len(asked.response_ids)) == (ComparisonKind.RATING, 1)
@@ -63,6 +68,8 @@ def test_a_rating_is_a_number_on_the_projects_scale(store: Store, project: Proje
         ({"rating": 6}, "goes from 1 to 5"),
         ({"rating": 3, "criteria": {"tone": 0}}, "goes from 1 to 5"),
         ({"rating": 3, "criteria": {"tone": "tie"}}, 'tone is "tie"'),
+        ({"rating": 3, "criteria": {"tone": True}}, "whole number"),
+        ({"verdict": "tie", "edit": "x"}, "edit is given with verdict tie"),
         ({"rating": 3, "criteria": {"colour": 3}}, "this question asks for: tone"),
         ({"verdict": "tie"}, "the question is rating"),
         ({"verdict": "skip", "criteria": {"tone": 3}}, "goes with"),

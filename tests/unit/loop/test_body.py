@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -105,3 +106,10 @@ def test_a_message_never_quotes_more_than_the_start_of_a_value() -> None:
     with pytest.raises(BadInput) as caught:
         fields.text({"note": ["secret" * 100]}, "note", max_chars=5)
     assert len(caught.value.message) < 150
+
+
+def test_a_time_needs_its_offset_and_becomes_utc() -> None:
+    assert fields.moment({"at": "2026-01-31T12:00:00+02:00"}, "at") == datetime(2026, 1, 31, 10, tzinfo=UTC)
+    for wrong in ("2026-01-31T12:00:00", "soon", 5, "0001-01-01T00:00:00+23:00"):
+        with pytest.raises(BadInput, match=r"^at is"):
+            fields.moment({"at": wrong}, "at")

@@ -67,7 +67,7 @@ def test_what_nobody_may_read_or_learn_from_is_not_asked(store: Store, project: 
         store, now, row("Mail ada@example.org.", "No."), row("DE89 3704 0044 0532 0130 00", "No."),
         row("a", "b", models=("gpt-9", "")), row("alone"), kind=ComparisonKind.PAIRWISE, asking=asking,
     )  # fmt: skip
-    assert report.n_questions == 1
+    assert (report.n_questions, report.n_rows, report.n_rejected) == (1, 1, 3)
     assert set(report.reasons) == {
         "personal data (iban)",
         "terms of the upstream forbid training",

@@ -214,6 +214,24 @@ def test_gold_is_made_once_of_training_questions_and_can_retire(
         quality.retire_gold(store, "prj_other", gold.id, "Lea", now)
 
 
+def test_gold_asks_as_its_question_did_and_only_who_is_qualified(
+    store: Store, project: Project, asked: Asked, now: datetime
+) -> None:
+    (source,) = asked(1)
+    with store.write() as tx:
+        about = {"warning": "violence", "first_overlap": 3}
+        tx.change(Comparison, source.id, domain="law", criteria=("tone",), attributes=about)
+    (gold,) = made_gold(store, [source], now)
+    assert (gold.domain, gold.criteria) == ("law", ("tone",))
+    assert gold.attributes == {"warning": "violence", "made_from": source.id}
+    asked(1, batch="plain")
+    eager = Rules(gold_fraction=1.0)
+    layman, lawyer = (somebody(store, project, name, now) for name in ("ann", "bob"))
+    quality.qualify(store, project.id, lawyer, "law", now + timedelta(days=1), "Lea", now)
+    assert lend(store, layman, now, eager).comparison.id != gold.id
+    assert lend(store, lawyer, now, eager).comparison.id == gold.id
+
+
 # --- standing -----------------------------------------------------------------------------------------------------------
 
 

@@ -33,3 +33,15 @@ def test_three_audits_say_nothing_and_rows_must_match() -> None:
     assert by_slice([["a"]] * 3 + [["b"]] * 50, [True] * 3 + [False] * 50)[0].name == "b"
     with pytest.raises(BadInput, match="2 rows of slices and 1"):
         by_slice([["a"], ["a"]], [True])
+
+
+def test_four_audits_say_something_and_eight_points_more_are_no_news() -> None:
+    assert by_slice([["a"]] * 4 + [["b"]] * 50, [True] * 4 + [False] * 50)[0].flagged
+
+    def most(n_wrong: int) -> tuple[str, bool]:
+        slices, overturned = [["a"]] * 1000 + [["b"]] * 1000, [True] * n_wrong + [False] * (1000 - n_wrong)
+        first = by_slice(slices, overturned + [True] * 100 + [False] * 900)[0]
+        assert first.p < 1e-6
+        return first.name, first.flagged
+
+    assert (most(180), most(220)) == (("a", False), ("a", True))

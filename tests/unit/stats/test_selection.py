@@ -33,6 +33,20 @@ def test_coverage_fills_the_slices_that_were_asked_least() -> None:
     assert {why for _, why in found} == {"coverage"}
 
 
+def test_coverage_counts_the_random_share_and_what_it_takes_itself() -> None:
+    found = choose(4, Mix(coverage=0.5), np.arange(6.0), slices=["a"] * 4 + ["b"] * 2)
+    assert found == [(0, "random"), (1, "random"), (4, "coverage"), (5, "coverage")]
+    evenly = choose(4, Mix(coverage=1.0), np.arange(8.0), slices=["a"] * 4 + ["b"] * 4)
+    assert sorted(at for at, _ in evenly) == [0, 1, 4, 5]
+
+
+def test_shares_that_round_up_ask_no_more_than_was_wanted() -> None:
+    found = choose(
+        3, Mix(close=0.5, disagreement=0.5), np.arange(9.0), difference=np.arange(9.0), spread=np.arange(9.0)
+    )
+    assert found == [(0, "close"), (1, "close"), (8, "disagreement")]
+
+
 def test_without_a_mix_all_is_random_and_no_score_is_needed() -> None:
     assert choose(3, Mix(), [0.3, 0.1, 0.2, 0.4]) == [(1, "random"), (2, "random"), (0, "random")]
     assert choose(9, read_mix(""), [0.5, 0.1]) == [(1, "random"), (0, "random")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from datetime import UTC, date, datetime, timedelta
-from itertools import combinations
+from itertools import combinations, pairwise
 from statistics import median
 
 import pytest
@@ -87,17 +87,16 @@ def test_sums_are_what_counting_gives(store: Store, crowd: tuple[list[Comparison
     cast = votes(asked, given)
     overall = [one for one in given if one.criterion == "overall"]
     with store.read() as tx:
-        weeks = sums.agreement_by_week(tx, PROJECT, 50)
-        tone = sums.agreement_by_criterion(tx, PROJECT)["tone"]
+        compared = sums.compare_votes(tx, PROJECT)
+        weeks, tone = compared.weeks, compared.agreeing["tone"]
         work = sums.work_by_annotator(tx, PROJECT)
-        disputes = sums.disputes(tx, PROJECT, 1000)
+        disputes = sums.disputes(tx, compared.disputed)
         unanimous = sums.unanimous(tx, PROJECT, 2, (), 1000)
         burn = sums.burn(tx, PROJECT, NOW - timedelta(days=400))
         recent = sums.burn(tx, PROJECT, datetime(2026, 3, 1, tzinfo=UTC))
         gold, gold_answers = sums.gold(tx, PROJECT), sums.gold_answers(tx, PROJECT)
         criteria = {one.criterion: one for one in sums.criteria(tx, PROJECT)}
         ratings = sums.rating_questions(tx, PROJECT, 1000)
-        newest = list(sums.agreement_by_week(tx, PROJECT, 2))
 
     by_week = defaultdict(list)
     for id, share in shares(cast).items():
@@ -109,7 +108,7 @@ def test_sums_are_what_counting_gives(store: Store, crowd: tuple[list[Comparison
     assert [round(found.squares, 9) for found in weeks.values()] == [
         round(sum(x * x for x in by_week[week]), 9) for week in sorted(by_week)
     ]
-    assert newest == sorted(by_week)[-2:]
+    assert list(weeks) == sorted(by_week)
     assert tone.n_items == len(shares(votes(asked, given, "tone")))
 
     for who, row in work.items():
@@ -126,12 +125,14 @@ def test_sums_are_what_counting_gives(store: Store, crowd: tuple[list[Comparison
                 same = [other.choice == one.choice for other in some if other is not one]
                 if 2 * sum(same) != len(same):
                     agreeing.append(2 * sum(same) > len(same))
-        assert (row.n_counted, row.n_agreeing) == (len(agreeing), sum(agreeing))
+        assert compared.agrees[who] == (len(agreeing), sum(agreeing))
 
     split = {id: some for id, some in cast.items() if len({one.choice for one in some}) > 1}
     assert {one.comparison_id: len(one.cast) for one in disputes} == {id: len(some) for id, some in split.items()}
-    evenness = [abs(2 * one.n_first / len(one.cast) - 1) for one in disputes]
+    evenness = [round(abs(2 * one.n_first / len(one.cast) - 1), 9) for one in disputes]
     assert evenness == sorted(evenness)
+    neighbours = zip(pairwise(evenness), pairwise(one.comparison_id for one in disputes), strict=True)
+    assert all(newer > older for (a, b), (newer, older) in neighbours if a == b)
     assert {id: n for id, (_, n) in unanimous.items()} == {
         id: len(some)
         for id, some in cast.items()
@@ -173,5 +174,9 @@ def test_who_works_and_what_waits(store: Store, crowd: tuple[list[Comparison], l
         batches, domains = sums.batches_and_domains(tx, PROJECT)
         open_ones = [one for one in asked if one.state is ComparisonState.OPEN and one.purpose is not Purpose.GOLD]
         assert (batches, domains) == (sorted({str(one.batch) for one in open_ones}), ["law"])
-        assert sums.agreement_by_week(tx, "prj_none", 5) == {}
+        assert sums.compare_votes(tx, "prj_none") == sums.Compared({}, {}, [], {})
+        disputed = sums.compare_votes(tx, PROJECT).disputed
         assert sums.burn(tx, "prj_none", NOW) == sums.Burn(0, {}, {})
+    with store.write() as tx:
+        tx.change(Comparison, disputed[0], state=ComparisonState.CANCELLED)
+        assert sums.compare_votes(tx, PROJECT).disputed == disputed[1:]

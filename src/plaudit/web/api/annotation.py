@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from starlette.requests import Request
 from starlette.responses import Response
 
 from plaudit.domain import Person, utc_now
-from plaudit.loop import annotate, quality
+from plaudit.loop import annotate, quality, reviews
 from plaudit.loop.annotate import Loan
+from plaudit.loop.reviews import Case
 from plaudit.openai_protocol import Json
 from plaudit.web.access import key_of, person_of
 from plaudit.web.annotation_rules import rules_of
@@ -78,10 +81,82 @@ async def annotators(request: Request) -> Response:
 async def change_annotator(request: Request) -> Response:
     """POST /v1/annotation/annotators: pause, resume, qualify a person, or assign work to them (`act`), in the name of the key's Person,
     or of the key where it is nobody's."""
-    door, key = door_of(request), key_of(request)
+    door, by = door_of(request), await _who(request)
     body = await read_json(request)
-    by = key.name if key.person_id is None else (await door.run(door.store.get, Person, key.person_id)).name
-    return json_response(await door.run(quality.act, door.store, key.project_id, by, body, utc_now()))
+    return json_response(await door.run(quality.act, door.store, key_of(request).project_id, by, body, utc_now()))
+
+
+async def gold(request: Request) -> Response:
+    """GET /v1/annotation/gold: every question whose answer is known."""
+    door = door_of(request)
+    return json_response({"gold": await door.run(quality.gold_items, door.store, key_of(request).project_id)})
+
+
+async def make_gold(request: Request) -> Response:
+    """POST /v1/annotation/gold: 201, a training question's copy judges annotators from now on."""
+    door, by = door_of(request), await _who(request)
+    body = await read_json(request)
+    made = await door.run(quality.add_gold, door.store, key_of(request).project_id, by, body, utc_now())
+    return json_response(made, 201)
+
+
+async def retire_gold(request: Request) -> Response:
+    """POST /v1/annotation/gold/{gold_id}/retire: asked no more."""
+    door, by, id = door_of(request), await _who(request), request.path_params["gold_id"]
+    return json_response(await door.run(quality.retire, door.store, key_of(request).project_id, id, by, utc_now()))
+
+
+async def change_question(request: Request) -> Response:
+    """POST /v1/annotation/questions: keep or drop a flagged one, send a disputed one to an expert (`act`)."""
+    door, by, rules = door_of(request), await _who(request), rules_of(door_of(request).settings)
+    body = await read_json(request)
+    project_id = key_of(request).project_id
+    return json_response(await door.run(reviews.act, door.store, project_id, by, body, rules, utc_now()))
+
+
+async def waiting_reviews(request: Request) -> Response:
+    """GET /v1/annotation/reviews: what waits for this expert."""
+    door = door_of(request)
+    found = await door.run(reviews.waiting, door.store, key_of(request).project_id, person_of(request))
+    rows = [{"id": one.id, "kind": one.kind, "created_at": one.created_at.isoformat()} for one in found]
+    return json_response({"reviews": rows})
+
+
+async def review(request: Request) -> Response:
+    """GET /v1/annotation/reviews/{review_id}: question, answers and votes, without names."""
+    door, id = door_of(request), request.path_params["review_id"]
+    case = await door.run(reviews.look, door.store, key_of(request).project_id, person_of(request), id)
+    return json_response(_case(case))
+
+
+async def decide_review(request: Request) -> Response:
+    """POST /v1/annotation/reviews/{review_id}: the expert's word, which holds in the aggregation."""
+    door, id, person_id = door_of(request), request.path_params["review_id"], person_of(request)
+    body = await read_json(request)
+    project_id = key_of(request).project_id
+    decided = await door.run(reviews.decide_by, door.store, project_id, person_id, id, body, utc_now())
+    return json_response(
+        {"id": decided.id, "comparison_id": decided.comparison_id, "verdict": decided.verdict, "choice": decided.choice}
+    )
+
+
+async def _who(request: Request) -> str:
+    """The name of the key's Person, or of the key where it is nobody's."""
+    door, key = door_of(request), key_of(request)
+    return key.name if key.person_id is None else (await door.run(door.store.get, Person, key.person_id)).name
+
+
+def _case(case: Case) -> Json:
+    return {
+        "id": case.review.id,
+        "kind": case.review.kind,
+        "comparison_id": case.comparison.id,
+        "messages": list(case.comparison.messages),
+        "responses": [{"id": one.id, "text": one.text} for one in case.responses],
+        "guideline": {"version": case.guideline.version, "text": case.guideline.text} if case.guideline else None,
+        "votes": [asdict(vote) for vote in case.votes],
+        "decided": case.review.decided_at is not None,
+    }
 
 
 def _shown(loan: Loan) -> Json:

@@ -145,6 +145,7 @@ class Seen:
     burn: Burn
     weeks: dict[date, Agreeing]
     work: dict[str, Work]
+    agrees: dict[str, tuple[int, int]]
     gold_records: dict[str, tuple[int, int]]
     gold: list[Comparison]
     gold_answers: dict[str, tuple[int, int]]
@@ -162,9 +163,10 @@ def see(store: Store, project_id: str, now: datetime) -> Seen:
     since = (now - timedelta(days=SHOWN_DAYS - 1)).astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     with store.read() as tx:
         gold, work = sums.gold(tx, project_id), sums.work_by_annotator(tx, project_id)
+        compared = sums.compare_votes(tx, project_id)
         records = queue.gold_records(tx, project_id)
         made_from = [str(one.attributes["made_from"]) for one in gold if "made_from" in one.attributes]
-        disputed = sums.disputes(tx, project_id, SHOWN_DISPUTES)
+        disputed = sums.disputes(tx, compared.disputed[:SHOWN_DISPUTES])
         flagged = sums.flags(tx, project_id, SHOWN_FLAGS)
         unanimous = sums.unanimous(tx, project_id, LEAST_UNANIMOUS, made_from, SHOWN_DISPUTES)
         criteria = sums.criteria(tx, project_id)
@@ -183,8 +185,9 @@ def see(store: Store, project_id: str, now: datetime) -> Seen:
             guidelines=tx.find(Guideline, project_id=project_id, order="version", descending=True),
             queue=queue.queue_by_batch(tx, project_id),
             burn=sums.burn(tx, project_id, since),
-            weeks=sums.agreement_by_week(tx, project_id, SHOWN_WEEKS),
+            weeks=dict(list(compared.weeks.items())[-SHOWN_WEEKS:]),
             work=work,
+            agrees=compared.agrees,
             gold_records=records,
             gold=gold,
             gold_answers=sums.gold_answers(tx, project_id),
@@ -192,7 +195,7 @@ def see(store: Store, project_id: str, now: datetime) -> Seen:
             flags=flagged,
             unanimous=unanimous,
             criteria=criteria,
-            criteria_agree=sums.agreement_by_criterion(tx, project_id) if criteria else {},
+            criteria_agree=compared.agreeing,
             ratings=ratings,
             batches=batches,
             domains=domains,
@@ -321,9 +324,10 @@ def _people_rows(seen: Seen) -> list[Json]:
     names = {one.id: one.name for one in seen.people}
     rows = []
     for person_id in sorted(seen.work.keys() | seen.standings.keys(), key=lambda id: (names.get(id, id), id)):
-        work = seen.work.get(person_id) or Work(person_id, 0, 0, 0, 0, 0, 0, 0, None)
+        work = seen.work.get(person_id) or Work(person_id, 0, 0, 0, 0, 0, None)
         right, n_gold = seen.gold_records.get(person_id, (0, 0))
-        agrees = wilson(work.n_agreeing, work.n_counted) if work.n_counted else None
+        n_counted, n_agreeing = seen.agrees.get(person_id, (0, 0))
+        agrees = wilson(n_agreeing, n_counted) if n_counted else None
         standing = seen.standings.get(person_id)
         rows.append(
             {
