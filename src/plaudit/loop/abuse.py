@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from plaudit.domain import Interaction, Quarantine, new_id
 from plaudit.errors import BadInput, Conflict, NotFound
@@ -104,7 +105,7 @@ def _overlap(one: Quarantine, other: Quarantine) -> bool:
 
 def quarantines(store: Store, project_id: str, lifted_too: bool = False) -> list[Quarantine]:
     """Those that stand, newest first, with what each holds by now; lifted ones with what they gave back."""
-    standing = {} if lifted_too else {"lifted_at": None}
+    standing: dict[str, Any] = {} if lifted_too else {"lifted_at": None}
     with store.read() as tx:
         found = tx.find(Quarantine, project_id=project_id, descending=True, **standing)
         now = chains.held(tx, project_id)

@@ -38,7 +38,7 @@ async def move(request: Request) -> Response:
 def moves(experiment: Experiment) -> list[tuple[str, str, tuple[str, ...]]]:
     """(act, button, what stood in its way at the last look) of those that its state allows."""
     if experiment.state == ExperimentState.RUNNING:
-        found = [("stop", "Stop the experiment", ())]
+        found: list[tuple[str, str, tuple[str, ...]]] = [("stop", "Stop the experiment", ())]
         if experiment.stage + 1 < len(experiment.stages):
             against = experiment.figures.get("blocks_advance", ("nobody has looked at this stage yet",))
             share = experiment.stages[experiment.stage + 1]
