@@ -31,7 +31,9 @@ def crowd(store: Store) -> tuple[list[Comparison], list[Annotation]]:
         )
         ids = (f"res_{at:03}a",) if kind is ComparisonKind.RATING else (f"res_{at:03}a", f"res_{at:03}b")
         project = PROJECT if draw.random() < 0.85 else "prj_2"
-        state = draw.choice([ComparisonState.OPEN, *[ComparisonState.CLOSED] * 3, *ComparisonState])
+        state = draw.choice(
+            [ComparisonState.CLOSED, ComparisonState.FLAGGED, ComparisonState.CANCELLED, *ComparisonState]
+        )
         erased = draw.random() < 0.1
         one = Comparison(
             id=new_id(Comparison), project_id=project, interaction_id=None, kind=kind, purpose=purpose,
@@ -42,7 +44,7 @@ def crowd(store: Store) -> tuple[list[Comparison], list[Annotation]]:
         asked.append(one)
         for annotator in draw.sample(range(5), draw.randrange(4)):
             criteria = ["overall"] + (["tone"] if draw.random() < 0.3 else [])
-            flagged = draw.random() < 0.05
+            flagged = draw.random() < 0.12
             skipped = flagged or draw.random() < 0.1
             for criterion in ["overall"] if skipped else criteria:
                 rated = kind is ComparisonKind.RATING and not skipped
