@@ -21,7 +21,7 @@ from plaudit.domain import (
     utc_now,
 )
 from plaudit.formats import questions as rows
-from plaudit.loop import questions
+from plaudit.loop import annotate, quality, questions
 
 from .test_annotate_page import answered, hidden, scale
 from .test_annotate_page import questions as asked
@@ -110,6 +110,31 @@ def test_the_lead_sees_what_is_left(console) -> None:
     assert text.count('<svg class="curve"') == 2
 
 
+def test_who_may_not_be_reading_is_named_beside_the_leads_page(console) -> None:
+    asked(console, 16)
+    console.link("Lefty <1>", "annotator")
+    lefty, at = console.named("Lefty <1>").id, utc_now()
+    while (loan := annotate.lend(console.store, DEFAULT_PROJECT, lefty, 60, at)) is not None:
+        body = {"lease_id": loan.lease.id, "verdict": "prefer", "choice": loan.lease.order[0], "seconds": 20.0}
+        annotate.answer(console.store, DEFAULT_PROJECT, lefty, body, at)
+    lea, ann = console.person("Lea", "lead"), console.person("Ann", "annotator")
+    assert 'href="/annotation/signs"' in lea.get("/annotation").text
+    assert ann.get("/annotation/signs").status_code == 403
+    signs = lea.get("/annotation/signs?as=json").json()["signs"]
+    (sign,) = [row for row in signs if row["kind"] == "one side"]
+    assert (sign["name"], sign["kind"], sign["n"], sign["state"]) == ("Lefty <1>", "one side", 16, "active")
+    text = lea.get("/annotation/signs").text
+    assert "Lefty &lt;1&gt;" in text
+    assert f"{len(signs)} sign" in text
+    assert "chose what was shown first in 100% of 16 answers" in text
+    assert "No slice has enough decided audits" in text
+    quality.pause(console.store, DEFAULT_PROJECT, lefty, "A talk.", "Lea", utc_now())
+    signs = lea.get("/annotation/signs?as=json").json()["signs"]
+    assert {row["state"] for row in signs if row["name"] == "Lefty <1>"} == {"paused"}
+    eve = console.person("Eve", "lead", project_id=console.project("prj_other"))
+    assert "No annotator shows a sign" in eve.get("/annotation/signs").text
+
+
 def upload(visitor, content: bytes, name: str, **form: str):
     return visitor.client.post(
         "/annotation/import", data=form, files={"file": (name, content)}, headers={"sec-fetch-site": "same-origin"}
@@ -140,7 +165,7 @@ def test_questions_come_in_by_a_form_and_judgements_too(console) -> None:
 
 
 def test_a_snapshot_goes_out_in_another_tools_format(console, tmp_path) -> None:
-    from plaudit.loop import annotate, snapshot
+    from plaudit.loop import snapshot
 
     make(console, tmp_path, ROW)
     ann = console.person("Ann", "annotator")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,11 @@ import pytest
 from plaudit.domain import (
     DEFAULT_PROJECT,
     Annotation,
+    Assignment,
     AuditEntry,
+    Evaluation,
+    Experiment,
+    ExperimentState,
     Feedback,
     Interaction,
     Person,
@@ -18,6 +23,7 @@ from plaudit.domain import (
     ReleaseState,
     utc_now,
 )
+from plaudit.loop import collect, pilots
 from plaudit.loop.snapshots.samples import pseudonym, sample
 
 from .furniture import Furnished, furnish
@@ -88,6 +94,40 @@ def test_pages_show_what_there_is_and_twins_hold_their_rows(console, made: Furni
     items = lea.get(f"{evaluation}?as=json&table=items").json()["items"]
     assert [(row["wins"], row["losses"]) for row in items] == [(1, 0)] * 2 + [(0, 1)] * 4
     assert "Niemand &lt;b&gt;" in text[evaluation]
+    found = console.store.get(Evaluation, made.failed.id)
+    kept = {
+        "id": "h1",
+        "slice": "",
+        "messages": [{"role": "user", "content": "Hurt?"}],
+        "candidate": "Sure <i>",
+        "base": "No",
+    }
+    found.figures["safety"]["harmful"]["examples"] = [kept]
+    found.figures["suites"]["canary"]["rows"] = "/rows.jsonl"
+    found.figures["conditions"][1]["passed"] = False
+    found.figures["conditions"].append(
+        found.figures["conditions"][0] | {"name": "known", "rows": "/rows.jsonl", "passed": True}
+    )
+    console.store.change(Evaluation, found.id, figures=found.figures)
+    conditions = lea.get(f"{evaluation}?as=json").json()["conditions"]
+    assert [(row["name"], row["rows"]) for row in conditions] == [
+        ("win rate", "judged answers"),
+        ("safety harmful", "examples"),
+        ("known", "examples"),
+    ]
+    html = lea.get(evaluation).text
+    assert re.findall(r'<details id="(wrong-\d)">\s*<summary>(\w+): 1 example(.*)</summary>', html) == [
+        ("wrong-1", "harmful", ' <span class="state fail">fail</span>'),
+        ("wrong-2", "canary", ""),
+    ]
+    assert 'href="#wrong-1">examples</a>' in html
+    assert 'href="#wrong-2">examples</a>' in html
+    assert "Sure &lt;i&gt;" in html
+    wrong = lea.get(f"{evaluation}?as=json&table=wrong").json()["wrong"]
+    assert [(row["suite"], row["prompt"], row["base"]) for row in wrong] == [
+        ("harmful", "Hurt?", "No"),
+        ("canary", "Wer bin ich?", "Du"),
+    ]
     slices = lea.get(f"{evaluation}?as=json&table=slices").json()["slices"]
     assert [(row["suite"], row["slice"]) for row in slices] == [
         ("harmful", "all"),
@@ -189,6 +229,99 @@ def test_a_release_is_decided_on_and_moved_by_who_may_with_a_box_ticked(console,
     )
 
 
+def test_an_experiment_is_stopped_started_and_ramped_by_who_may_with_a_reason(console, made: Furnished) -> None:
+    leo, otto = console.person("Leo", "lead"), console.person("Otto", "operator")
+    page, sure = f"/experiments/{made.running.id}", {"sure": "yes", "reason": "They complain."}
+    assert "Stop the experiment" not in leo.get(page).text
+    assert "Stop the experiment" in otto.get(page).text
+    assert "Go on to" not in otto.get(page).text  # it is at its last stage
+    assert "No canary waits" in otto.get("/experiments").text
+    assert leo.post(f"{page}/move", {"act": "stop", **sure}).status_code == 403
+    for form in (
+        {"act": "stop", "reason": "x"},
+        {"act": "stop", "sure": "yes", "reason": " "},
+        {"act": "pause", **sure},
+    ):
+        assert otto.post(f"{page}/move", form).status_code == 422
+    answer = otto.post(f"{page}/move", {"act": "stop", **sure})
+    assert (answer.status_code, answer.headers["location"]) == (303, page)
+    assert console.store.get(Experiment, made.running.id).state == ExperimentState.STOPPED
+    entry = console.store.find(AuditEntry, object_id=made.running.id, order="seq")[-1]
+    assert (entry.actor, entry.role, entry.action, entry.after["reason"]) == (
+        "Otto",
+        "operator",
+        "experiment.end",
+        "They complain.",
+    )
+    assert "Stop the experiment" not in otto.get(page).text
+
+    assert "Let users meet turn-2-good" in otto.get("/experiments").text
+    assert "Start the experiment" not in leo.get("/experiments").text
+    form = {
+        "release": made.canary.id,
+        "stages": "0.1,0.3",
+        "metrics": "outcome:solved:goal:up\r\nlatency:guardrail:down",
+    }
+    form |= {"margins": "latency=200", "rules": "min_stage_users=1", "only": "plan=pro", "users": "ann\r\nben\r\n"}
+    form |= {"until": "2031-01-01T09:00", "cap": "5", "prompt_price": "1", "completion_price": "2", "holdout": "0.02"}
+    form |= {"layer": "prices"} | sure
+    assert leo.post("/experiments", form).status_code == 403
+    wrong = {
+        "sure": "",
+        "reason": "",
+        "release": "",
+        "stages": "x",
+        "metrics": "down",
+        "margins": "much",
+        "rules": "a=1",
+    }
+    wrong |= {"until": "soon", "cap": "low", "holdout": "2"}
+    for name, value in wrong.items():
+        assert otto.post("/experiments", form | {name: value}).status_code == 422, name
+    assert otto.post("/experiments", form | {"release": made.candidate.id}).status_code == 404
+    began = otto.post("/experiments", form)
+    assert began.status_code == 303, began.text
+    new = console.store.first(Experiment, state=ExperimentState.RUNNING)
+    assert began.headers["location"] == f"/experiments/{new.id}"
+    assert (new.candidate_id, new.control_id) == (made.canary.id, made.base.id)
+    assert (new.stages, new.holdout, new.salt) == ((0.1, 0.3), 0.02, f"{DEFAULT_PROJECT}/prices")
+    assert new.rules["min_stage_users"] == 1
+    assert [(one["name"], one["role"], one["better"], one["margin"]) for one in new.metrics] == [
+        ("outcome:solved", "goal", "up", 0.0),
+        ("latency", "guardrail", "down", 200.0),
+    ]
+    assert new.pilot == {
+        "segments": ["plan=pro"],
+        "users": sorted(pilots.named(["ann", "ben"])),
+        "ends_at": "2031-01-01T09:00:00+00:00",
+        "cap": 5.0,
+        "prompt_price": 1.0,
+        "completion_price": 2.0,
+    }
+    entry = console.store.find(AuditEntry, object_id=new.id)[-1]
+    assert (entry.actor, entry.role, entry.after["reason"]) == ("Otto", "operator", "They complain.")
+
+    page, forth = f"/experiments/{new.id}", {"act": "advance", "stage": "0", **sure}
+    assert "nobody has looked at this stage yet" in otto.get(page).text
+    refused = otto.post(f"{page}/move", forth)  # after a fresh look, which finds nobody
+    assert (refused.status_code, "this stage needs 1 users" in refused.text) == (409, True)
+    for number in range(2):
+        arm = ("candidate", "control")[number]
+        where = Assignment(new.candidate_id if number == 0 else new.control_id, new.id, arm, 0, 0.5)
+        body = {"messages": [{"role": "user", "content": "Hi"}], "responses": ["Yes."], "user": f"u{number}"}
+        told = collect.log_interaction(console.store, DEFAULT_PROJECT, body, utc_now())
+        console.store.change(Interaction, told.id, **vars(where))
+    assert otto.post(f"{page}/move", forth | {"stage": "1"}).status_code == 409  # somebody else went on meanwhile
+    assert otto.post(f"{page}/move", forth).status_code == 303
+    assert console.store.get(Experiment, new.id).stage == 1
+    assert console.store.find(AuditEntry, object_id=new.id, order="seq")[-1].after["reason"] == "They complain."
+    console.store.change(Experiment, new.id, state=ExperimentState.PROMOTED)
+    assert "End the holdout" in otto.get(page).text
+    assert otto.post(f"{page}/move", {"act": "end_holdout", **sure}).status_code == 303
+    assert console.store.get(Experiment, new.id).holdout == 0.0
+    assert "End the holdout" not in otto.get(page).text
+
+
 def test_a_failed_gate_is_passed_over_by_an_admin_on_record(console, made: Furnished) -> None:
     leo, root = console.person("Leo", "lead"), console.person("Root", "admin")
     page = f"/evaluations/{made.failed.id}"
@@ -208,9 +341,15 @@ def test_no_page_of_them_shows_another_projects_rows(console, made: Furnished) -
         assert answer.status_code == (404 if named else 200), path
         for secret in ("turn-2-good", "base-model", made.running.id, made.policies[0].id, made.snapshots[0].folder):
             assert secret in path or secret not in answer.text, (path, secret)
-    for path in (f"/releases/{made.canary.id}/move", f"/evaluations/{made.failed.id}/override"):
-        form = {"act": "roll_back", "sure": "yes", "reason": "x"}
-        assert eve.post(path, form).status_code == 404
+    for path, act in (
+        (f"/releases/{made.canary.id}/move", "roll_back"),
+        (f"/evaluations/{made.failed.id}/override", ""),
+        (f"/experiments/{made.running.id}/move", "stop"),
+    ):
+        assert eve.post(path, {"act": act, "sure": "yes", "reason": "x"}).status_code == 404
+    begin = {"release": made.canary.id, "stages": "0.1", "sure": "yes", "reason": "x"}
+    assert eve.post("/experiments", begin).status_code == 404
+    assert console.store.get(Experiment, made.running.id).state == ExperimentState.RUNNING
     decision = {"stage": "live", "decision": "refuse", "reason": "x"}
     assert eve.post(f"/releases/{made.canary.id}/decision", decision).status_code == 404
     assert console.store.get(Release, made.canary.id).state == ReleaseState.CANARY

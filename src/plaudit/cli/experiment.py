@@ -5,19 +5,19 @@ from __future__ import annotations
 import getpass
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from plaudit.cli.options import Home, home_option, json_option, open_home, print_json
-from plaudit.domain import Experiment, Release, ReleaseState, utc_now
+from plaudit.domain import Experiment, utc_now
 from plaudit.errors import BadInput, NotFound
 
 if TYPE_CHECKING:
     from plaudit.loop.experiment import Rules
-    from plaudit.stats.looks import Metric, Period
+    from plaudit.stats.looks import Period
 
 
 @click.group()
@@ -65,30 +65,13 @@ def start(
 ) -> None:
     """Enrol users for the canary against the live Release."""
     from plaudit.loop import experiment as stage
-    from plaudit.loop import pilots
+    from plaudit.loop import opening
 
     opened = open_home(home)
-    wanted = {"id": release_id} if release_id else {}
-    canary = opened.store.first(Release, project_id=opened.project_id, state=ReleaseState.CANARY, **wanted)
-    if canary is None:
-        raise NotFound("There is no canary to try; make one with `plaudit release canary`.")
-    lives = {one.segment: one for one in opened.store.find(
-        Release, project_id=opened.project_id, state=ReleaseState.LIVE, segment=["", canary.segment]
-    )}  # fmt: skip
-    live = lives.get(canary.segment) or lives.get("")
-    if live is None:
-        raise NotFound("There is no live Release to compare it with; start `plaudit up` once.")
-    pilot = None
-    if segments or allow_list or until or cap is not None:
-        pilot = pilots.Pilot(
-            segments=segments,
-            users=pilots.named(filter(None, allow_list.read_text().splitlines())) if allow_list else frozenset(),
-            ends_at=until.replace(tzinfo=UTC) if until else None,
-            cap=cap,
-            prompt_price=prompt_price,
-            completion_price=completion_price,
-        )
-    shares, given, declared = _shares(stages), _rules(rules), _metrics(metrics, margins)
+    canary, live = opening.opponents(opened.store, opened.project_id, release_id)
+    names = allow_list.read_text().splitlines() if allow_list else None
+    pilot = opening.pilot(segments, names, until, cap, prompt_price, completion_price)
+    shares, given, declared = opening.shares(stages), _rules(rules), opening.metrics(metrics, margins)
     made = stage.start(
         opened.store,
         opened.project_id,
@@ -216,10 +199,11 @@ def analyse(
 ) -> None:
     """Analyse anybody's experiment from FILE (CSV, JSON Lines, Parquet); needs no service."""
     from plaudit.formats import experiment_file
+    from plaudit.loop import opening
     from plaudit.stats.looks import Plan
 
     plan = Plan(alpha, min_users, planned_users, winsorise)
-    wanted = _metrics(metrics, margins)
+    wanted = opening.metrics(metrics, margins)
     read = experiment_file.read(file, control, [metric.name for metric in wanted], cumulative, share)
     found = experiment_file.report(read, wanted, plan, _looks(looks))
     if as_json:
@@ -273,7 +257,7 @@ def simulate(
     """How long an experiment would take, how many users it needs and what it would find, before it starts."""
     import numpy as np
 
-    from plaudit.loop import rehearsal
+    from plaudit.loop import opening, rehearsal
 
     said = {name: value for name, value in given.items() if value is not None}
     if {"users_per_day", "feedback_rate", "down_share"} <= said.keys():
@@ -283,7 +267,7 @@ def simulate(
         traffic = replace(rehearsal.measure(opened.store, opened.project_id, utc_now() - timedelta(days=days)), **said)  # type: ignore[arg-type]
     effects = {"no change": 1.0, "harm": harm, "gain": gain}
     found = rehearsal.simulate(
-        traffic, _rules(rules), _shares(stages), effects, runs, max_users, np.random.default_rng(seed)
+        traffic, _rules(rules), opening.shares(stages), effects, runs, max_users, np.random.default_rng(seed)
     )
     if as_json:
         print_json(found)
@@ -385,29 +369,6 @@ def _print_metric(metric: dict[str, Any], rates: bool) -> None:
     click.echo(f"  {metric['name']} {metric['role']} {metric['state']}: {said}{plain}{evidence}")
 
 
-def _metrics(given: tuple[str, ...], margins: tuple[str, ...]) -> list[Metric]:
-    from plaudit.stats.looks import Metric
-
-    tolerated: dict[str, float] = {}
-    for_goals = 0.0
-    for margin in margins:
-        name, equals, value = margin.rpartition("=")
-        if equals:
-            tolerated[name] = float(_number(f"margin {name}", value))
-        else:
-            for_goals = float(_number("--margin", margin))
-    found = []
-    for text in given:
-        name, role, better = (["", "", "", *text.rsplit(":", 2)])[-3:]
-        if not name or role not in ("goal", "guardrail", "monitor") or better not in ("up", "down"):
-            raise BadInput(f"--metric is {text!r}; write NAME:goal|guardrail|monitor:up|down.")
-        worse = tolerated.pop(name, for_goals if role == "goal" else 0.0)
-        found.append(Metric(name, role, better, worse))  # type: ignore[arg-type]
-    if tolerated:
-        raise BadInput(f"--margin names {sorted(tolerated)[0]!r}, which is no --metric.")
-    return found
-
-
 def _looks(text: str | None) -> int | Period | None:
     match text:
         case None | "hour" | "day" | "week":
@@ -426,20 +387,8 @@ def _experiment(opened: Home, experiment_id: str | None) -> Experiment:
     return found
 
 
-def _shares(stages: str) -> tuple[float, ...]:
-    return tuple(_number("--stages", part) for part in stages.split(","))
-
-
 def _rules(given: tuple[str, ...]) -> Rules:
     from plaudit.loop import experiment as stage
+    from plaudit.loop import opening
 
-    return stage.rules_from(
-        {name: _number(f"rule {name}", value) for name, _, value in (rule.partition("=") for rule in given)}
-    )
-
-
-def _number(what: str, text: str) -> float:
-    try:
-        return int(text) if text.strip().isdigit() else float(text)
-    except ValueError:
-        raise BadInput(f"{what} is {text!r}; give a number.") from None
+    return stage.rules_from(opening.rules(given))

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from plaudit.cli.options import home_option, json_option, open_home, print_json
-from plaudit.domain import Quarantine, utc_now
+from plaudit.domain import utc_now
 
 
 @click.group()
@@ -48,9 +48,10 @@ def suspects(hours: float, hold: bool, home: Path | None, as_json: bool) -> None
 @json_option
 def list_quarantines(lifted_too: bool, home: Path | None, as_json: bool) -> None:
     """What is held now, and why."""
+    from plaudit.loop import abuse
+
     opened = open_home(home)
-    standing = {} if lifted_too else {"lifted_at": None}
-    found = opened.store.find(Quarantine, project_id=opened.project_id, **standing)
+    found = abuse.quarantines(opened.store, opened.project_id, lifted_too)
     if as_json:
         print_json({"quarantines": [vars(one) for one in found]})
         return

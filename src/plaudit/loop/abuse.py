@@ -5,7 +5,9 @@ Nothing is deleted and nobody is told: a quarantined actor's feedback is accepte
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from plaudit.domain import Interaction, Quarantine, new_id
 from plaudit.errors import BadInput, Conflict, NotFound
@@ -33,6 +35,7 @@ def quarantine(
     reason: str,
     by: str,
     now: datetime,
+    role: str = "system",
 ) -> Quarantine:
     """Hold all feedback of an actor, or on an Interaction, or of that actor on that Interaction; what is there and what comes. Raises
     BadInput (neither, or no reason), NotFound (Interaction), Conflict (it stands already)."""
@@ -63,11 +66,19 @@ def quarantine(
         n_feedback = chains.quarantine(tx, project_id, made)
         tx.add(made)
         after = {"reason": reason, "n_feedback": n_feedback}
-        govern.audit(tx, project_id, by, "system", "quarantine.add", made.id, {}, after, now)
+        govern.audit(tx, project_id, by, role, "quarantine.add", made.id, {}, after, now)
         return tx.change(Quarantine, made.id, n_feedback=n_feedback)
 
 
-def lift(store: Store, project_id: str, quarantine_id: str, by: str, now: datetime) -> Quarantine:
+def lift(
+    store: Store,
+    project_id: str,
+    quarantine_id: str,
+    by: str,
+    now: datetime,
+    role: str = "system",
+    reason: str = "",
+) -> Quarantine:
     """Give its feedback back; lifting it twice changes nothing. Raises NotFound."""
     with store.write() as tx:
         found = tx.first(Quarantine, id=quarantine_id, project_id=project_id)
@@ -76,9 +87,29 @@ def lift(store: Store, project_id: str, quarantine_id: str, by: str, now: dateti
         if found.lifted_at is not None:
             return found
         n_feedback = chains.give_back(tx, quarantine_id)
-        after = {"n_feedback": n_feedback}
-        govern.audit(tx, project_id, by, "system", "quarantine.lift", quarantine_id, {}, after, now)
+        for other in tx.find(Quarantine, project_id=project_id, lifted_at=None, order="created_at"):
+            if other.id != quarantine_id and _overlap(found, other):  # it holds what both of them are about
+                n_feedback -= chains.quarantine(tx, project_id, other)
+        after = {"n_feedback": n_feedback} | ({"reason": reason} if reason else {})
+        govern.audit(tx, project_id, by, role, "quarantine.lift", quarantine_id, {}, after, now)
         return tx.change(Quarantine, quarantine_id, n_feedback=n_feedback, lifted_at=now)
+
+
+def _overlap(one: Quarantine, other: Quarantine) -> bool:
+    """Whether some feedback can be held by either."""
+    same_actor = None in (one.actor, other.actor) or one.actor == other.actor
+    return same_actor and (
+        None in (one.interaction_id, other.interaction_id) or one.interaction_id == other.interaction_id
+    )
+
+
+def quarantines(store: Store, project_id: str, lifted_too: bool = False) -> list[Quarantine]:
+    """Those that stand, newest first, with what each holds by now; lifted ones with what they gave back."""
+    standing: dict[str, Any] = {} if lifted_too else {"lifted_at": None}
+    with store.read() as tx:
+        found = tx.find(Quarantine, project_id=project_id, descending=True, **standing)
+        now = chains.held(tx, project_id)
+    return [one if one.lifted_at else replace(one, n_feedback=now.get(one.id, 0)) for one in found]
 
 
 def quarantine_suspects(store: Store, project_id: str, since: datetime, now: datetime) -> list[Quarantine]:

@@ -35,7 +35,7 @@ from plaudit.domain import (
 )
 from plaudit.errors import BadInput, NotFound
 from plaudit.loop.gates import GateResult
-from plaudit.loop.suites import SUITES, is_refusal, shows_personal_data
+from plaudit.loop.suites import SUITES, is_refusal, shows_personal_data, worth_reading
 from plaudit.openai_protocol import Answer
 from plaudit.stats.diversity import distinct_n, repetition_fraction
 from plaudit.stats.intervals import Interval, mean_interval, paired_difference, wilson, win_rate
@@ -190,7 +190,8 @@ def safety_suite(
     sampling: Mapping[str, Any],
     progress: Callable[[int], None] | None = None,
 ) -> Json:
-    """Unsafe answers of both policies by suite: `{suite: {n, candidate, base, difference}}`, shares with a paired interval."""
+    """Unsafe answers of both policies by suite: `{suite: {n, candidate, base, difference, examples}}`, shares with a paired interval; examples
+    are unsafe answers of the candidate, those first that the base does not share."""
     items = safety_items()
     prompts = [([{"role": "user", "content": item.prompt}], item.suite) for item in items]
     return count_unsafe(items, sample_pairs(url, candidate_model, base_model, prompts, sampling, progress))
@@ -201,13 +202,23 @@ def count_unsafe(items: Sequence[SafetyItem], answers: Sequence[EvaluationItem])
     figures = {}
     for suite in dict.fromkeys(item.suite for item in items):
         here = [(item, both) for item, both in zip(items, answers, strict=True) if item.suite == suite]
-        candidate = [float(is_unsafe(item, both.first.text)) for item, both in here]
-        base = [float(is_unsafe(item, both.second.text)) for item, both in here]
+        candidate = [is_unsafe(item, both.first.text) for item, both in here]
+        base = [is_unsafe(item, both.second.text) for item, both in here]
         figures[suite] = {
             "n": len(here),
             "candidate": wilson(sum(candidate), len(here)).to_dict(),
             "base": wilson(sum(base), len(here)).to_dict(),
-            "difference": paired_difference(candidate, base).to_dict(),
+            "difference": paired_difference([float(one) for one in candidate], [float(one) for one in base]).to_dict(),
+            "examples": [
+                {
+                    "id": here[place][0].id,
+                    "slice": "",
+                    "messages": [{"role": "user", "content": here[place][0].prompt}],
+                    "candidate": here[place][1].first.text,
+                    "base": here[place][1].second.text,
+                }
+                for place in worth_reading(candidate, base, [""] * len(here))
+            ],
         }
     return figures
 

@@ -295,10 +295,12 @@ def start(
     pilot: Pilot | None = None,
     holdout: float = 0.0,
     layer: str | None = None,
+    reason: str = "",
 ) -> Experiment:
     """Enrol the first stage's users: that share of all users in *each* arm. The candidate must be a canary, the control live for the same
     users. `declared`: metrics besides thumbs, fixed now. `pilot`: whom it is for, what it may cost. `holdout`: share of all users who keep
     the control's Release, also after promotion. `layer`: experiments of one layer deal users alike; without one it is a layer of its own.
+    `reason`: why, for the audit log.
     """
     rules = rules or Rules()
     kept_metrics, kept_pilot = metrics.declare(declared), pilots.to_json(pilot)
@@ -343,12 +345,19 @@ def start(
         facts |= {"rules": asdict(rules), "metrics": list(kept_metrics), "holdout": holdout}
         facts["pilot"] = {**kept_pilot, "users": len(kept_pilot["users"])} if kept_pilot else {}
         facts["salt"] = experiment.salt
+        facts |= {"reason": reason} if reason else {}
         govern.audit(tx, project_id, by, role, "experiment.start", experiment.id, {}, facts, now)
         return experiment
 
 
 def advance(
-    store: Store, project_id: str, experiment_id: str, by: str, now: datetime, role: str = "operator"
+    store: Store,
+    project_id: str,
+    experiment_id: str,
+    by: str,
+    now: datetime,
+    role: str = "operator",
+    reason: str = "",
 ) -> Experiment:
     """The next stage of the ramp. Nobody enrolled changes arm. Raises Refused while the last look forbids it, Conflict at the end."""
     with store.write() as tx:
@@ -373,7 +382,9 @@ def advance(
             stage_started_at=(*experiment.stage_started_at, now.isoformat()),
             figures={},  # what was read at a smaller stage decides nothing at this one
         )
-        before, after = {"stage": experiment.stage}, {"stage": moved.stage, "share": moved.stages[moved.stage]}
+        before: Json = {"stage": experiment.stage}
+        after: Json = {"stage": moved.stage, "share": moved.stages[moved.stage]}
+        after |= {"reason": reason} if reason else {}
         govern.audit(tx, project_id, by, role, "experiment.advance", experiment_id, before, after, now)
         return moved
 
@@ -397,7 +408,13 @@ def stop(
 
 
 def end_holdout(
-    store: Store, project_id: str, experiment_id: str, by: str, now: datetime, role: str = "operator"
+    store: Store,
+    project_id: str,
+    experiment_id: str,
+    by: str,
+    now: datetime,
+    role: str = "operator",
+    reason: str = "",
 ) -> Experiment:
     """Whoever was kept on the Release of before meets the live one too. Raises Conflict where nobody is kept."""
     with store.write() as tx:
@@ -406,7 +423,8 @@ def end_holdout(
         if not promoted.holdout:
             raise Conflict(f"Experiment {experiment_id} holds nobody out.")
         ended = tx.change(Experiment, experiment_id, {"holdout": promoted.holdout}, holdout=0.0)
-        before, after = {"holdout": promoted.holdout}, {"holdout": 0.0}
+        before: Json = {"holdout": promoted.holdout}
+        after: Json = {"holdout": 0.0} | ({"reason": reason} if reason else {})
         govern.audit(tx, project_id, by, role, "experiment.end_holdout", experiment_id, before, after, now)
         return ended
 

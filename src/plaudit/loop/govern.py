@@ -75,6 +75,11 @@ def may(roles: Collection[str], permission: Permission) -> bool:
     return any(permission in PERMISSIONS[Role(role)] for role in roles)
 
 
+def acting_role(roles: Collection[str], permission: Permission) -> str:
+    """Of somebody who may, the first of their roles that lets them, as the audit log names it."""
+    return next(role for role in roles if may([role], permission))
+
+
 # --- projects, people, keys --------------------------------------------------------------------------------------------
 
 

@@ -364,7 +364,8 @@ def _judge_text(item: Item, text: str) -> Finding:
 
 def figures(suite: Suite, candidate: Sequence[Reply], base: Sequence[Reply] | None = None) -> Json:
     """Shares of failed and of abstaining answers with intervals, clustered by group; by slice; with `base` the paired difference (candidate
-    minus base, so above 0 is worse). `examples` are failures of the candidate, those first that the base does not share."""
+    minus base, so above 0 is worse). `examples` are failures of the candidate, up to `EXAMPLES` of each slice, those first that the base does
+    not share."""
     groups = [item.group for item in suite.items]
     mine = [judge(item, reply) for item, reply in zip(suite.items, candidate, strict=True)]
     theirs = [judge(item, reply) for item, reply in zip(suite.items, base, strict=True)] if base is not None else None
@@ -381,8 +382,6 @@ def figures(suite: Suite, candidate: Sequence[Reply], base: Sequence[Reply] | No
         at = [place for place, item in enumerate(suite.items) if item.slice == name]
         here = [groups[i] for i in at], [mine[i] for i in at], [theirs[i] for i in at] if theirs else None
         made["slices"][name] = {"n": len(at), **_shares(*here)}
-    failures = [place for place, one in enumerate(mine) if one.failed]
-    failures.sort(key=lambda place: theirs is not None and theirs[place].failed)
     made["examples"] = [
         {
             "id": suite.items[place].id,
@@ -391,9 +390,24 @@ def figures(suite: Suite, candidate: Sequence[Reply], base: Sequence[Reply] | No
             "candidate": candidate[place].second or candidate[place].text,
             **({"base": base[place].second or base[place].text} if base is not None else {}),
         }
-        for place in failures[:EXAMPLES]
+        for place in worth_reading(
+            [one.failed for one in mine], [one.failed for one in theirs or ()], [item.slice for item in suite.items]
+        )
     ]
     return made
+
+
+def worth_reading(mine: Sequence[bool], theirs: Sequence[bool], slices: Sequence[str]) -> list[int]:
+    """Places of failures worth reading: of each slice up to `EXAMPLES`, those first that the base (`theirs`, or empty) does not share."""
+    failures = [place for place, failed in enumerate(mine) if failed]
+    failures.sort(key=lambda place: bool(theirs) and theirs[place])
+    left = dict.fromkeys(slices, EXAMPLES)
+    chosen = []
+    for place in failures:
+        if left[slices[place]]:
+            left[slices[place]] -= 1
+            chosen.append(place)
+    return chosen
 
 
 def rows(suite: Suite, candidate: Sequence[Reply], base: Sequence[Reply] | None = None) -> list[Json]:

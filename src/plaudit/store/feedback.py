@@ -151,6 +151,16 @@ def give_back(tx: Transaction, quarantine_id: str) -> int:
     return tx.connection.execute(held).rowcount
 
 
+def held(tx: Transaction, project_id: str) -> dict[str, int]:
+    """Rows that each Quarantine of the project holds now, those that came after it too."""
+    query = (
+        sa.select(_FEEDBACK.c.quarantine_id, sa.func.count().label("n"))
+        .where(_FEEDBACK.c.project_id == project_id, _FEEDBACK.c.quarantine_id.is_not(None))
+        .group_by(_FEEDBACK.c.quarantine_id)
+    )
+    return {row["quarantine_id"]: row["n"] for row in tx.rows(query)}
+
+
 def current(
     tx: Transaction,
     project_id: str,

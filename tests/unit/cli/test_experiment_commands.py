@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from plaudit.cli.main import plaudit
 from plaudit.domain import DEFAULT_PROJECT, Experiment, ExperimentState, Release, ReleaseState, utc_now
+from plaudit.errors import BadInput
 from plaudit.loop import govern, pilots
 from plaudit.settings import Settings
 from plaudit.store.database import open_store
@@ -30,6 +31,12 @@ def test_an_experiment_is_declared_looked_at_and_stopped(tmp_path: Path) -> None
         assert done.exit_code == 0, done.output + str(done.exception)
         return done.stdout
 
+    (tmp_path / "nobody.txt").write_text("\n  \n")
+    words = ["experiment", "start", "--users", str(tmp_path / "nobody.txt"), "--home", str(tmp_path)]
+    refused = CliRunner().invoke(plaudit, words).exception
+    assert isinstance(refused, BadInput)
+    assert "list of a pilot's users is empty" in str(refused)
+    assert store.find(Experiment) == []
     said = run(
         "experiment", "start", "--stages", "0.5", "--metric", "outcome:a:b:goal:up", "--margin", "outcome:a:b=0.5",
         "--only", "staff=true", "--users", str(tmp_path / "users.txt"), "--until", "2026-03-01", "--cap", "5",

@@ -103,7 +103,7 @@ def test_analyse_as_json_carries_every_option(file: Path) -> None:
     [
         (["--metric", "down:guard:down"], "write NAME:goal|guardrail|monitor:up|down"),
         (["--metric", "down"], "write NAME"),
-        (["--metric", "down:goal:down", "--margin", "rating=1"], "'rating', which is no --metric"),
+        (["--metric", "down:goal:down", "--margin", "rating=1"], "'rating', which is no metric"),
         (["--metric", "down:goal:down", "--margin", "much"], "'much'; give a number"),
         (["--metric", "down:goal:down", "--looks", "often"], "give a number, hour, day or week"),
         (["--metric", "down:goal:down", "--looks", "0"], "look at least once"),

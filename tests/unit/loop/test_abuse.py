@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from plaudit.domain import Assignment, Feedback, Interaction, Project, Quarantine
+from plaudit.domain import Assignment, AuditEntry, Feedback, Interaction, Project, Quarantine
 from plaudit.errors import BadInput, Conflict, NotFound
 from plaudit.loop import abuse, collect, snapshot
 from plaudit.store import experiment as looks
@@ -62,6 +62,36 @@ def test_a_quarantine_of_an_answer_holds_whoever_spoke_about_it(store: Store, pr
         say(store, one, "thumb", True)
     held = abuse.quarantine(store, project.id, interaction_id=shared.id, reason="a crowd", by="me", now=NOW)
     assert [one.interaction_id for one in store.find(Feedback, quarantine_id=held.id)] == [shared.id]
+
+
+def test_what_two_quarantines_are_about_is_held_until_both_are_lifted(
+    store: Store, project: Project, chat: Chat
+) -> None:
+    shared, other = chat(), chat()
+    for one in (shared, other):
+        say(store, one, "thumb", True)
+    actor = shared.actor
+    by_actor = abuse.quarantine(store, project.id, actor=actor, reason="who", by="me", now=NOW)
+    by_answer = abuse.quarantine(store, project.id, interaction_id=shared.id, reason="where", by="me", now=NOW)
+    apart = abuse.quarantine(store, project.id, actor="nobody", reason="else", by="me", now=NOW)
+    say(store, other, "thumb", False, 5)  # after it, and held with it
+
+    def holding() -> dict[str, int]:
+        return {one.id: one.n_feedback for one in abuse.quarantines(store, project.id)}
+
+    assert holding() == {apart.id: 0, by_answer.id: 0, by_actor.id: 3}
+    assert abuse.lift(store, project.id, by_actor.id, "me", NOW).n_feedback == 2
+    assert holding() == {apart.id: 0, by_answer.id: 1}
+    assert [one.interaction_id for one in store.find(Feedback, quarantine_id=by_answer.id)] == [shared.id]
+    abuse.lift(store, project.id, by_answer.id, "me", NOW, "operator", "They were right.")
+    assert not any(one.quarantine_id for one in store.find(Feedback))
+    assert [(one.id, one.n_feedback) for one in abuse.quarantines(store, project.id, lifted_too=True)] == [
+        (apart.id, 0),
+        (by_answer.id, 1),
+        (by_actor.id, 2),
+    ]
+    last = store.find(AuditEntry, object_id=by_answer.id, order="seq")[-1]
+    assert (last.role, last.action, last.after["reason"]) == ("operator", "quarantine.lift", "They were right.")
 
 
 def test_what_makes_no_quarantine(store: Store, project: Project, chat: Chat) -> None:

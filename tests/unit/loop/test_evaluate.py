@@ -12,7 +12,7 @@ import pytest
 
 from plaudit.domain import Evaluation, EvaluationItem, GateVerdict, ResponseText
 from plaudit.errors import BadInput
-from plaudit.loop import evaluate, gates
+from plaudit.loop import evaluate, gates, suites
 from plaudit.loop.evaluate import SafetyItem, Votes
 from plaudit.loop.gates import GateRules
 from plaudit.store.database import open_store
@@ -152,6 +152,16 @@ def test_the_suites_are_there_and_counted_in_pairs() -> None:
     assert counted["harmful"]["difference"]["mean"] == -1.0
     assert counted["personal_data"]["difference"]["mean"] == 0.0
     assert counted["harmful"]["n"] == sum(item.suite == "harmful" for item in items)
+    assert counted["harmful"]["examples"] == []  # only what the candidate answered wrongly
+    first, *others = counted["over_refusal"]["examples"]
+    assert first == {
+        "id": "over_refusal-0",
+        "slice": "",
+        "messages": [{"role": "user", "content": next(one.prompt for one in items if one.id == "over_refusal-0")}],
+        "candidate": "I am sorry, I cannot help.",
+        "base": "Sure, do this.",
+    }
+    assert len(others) == suites.EXAMPLES - 1
     assert set(evaluate.safety_suite("fake:", "a", "b", {})) == set(evaluate.SUITES)
 
 

@@ -116,6 +116,16 @@ def test_figures_by_hand() -> None:
     assert [(row["candidate"]["failed"], row["base"]["failed"]) for row in rows][:2] == [(True, True), (True, False)]
 
 
+def test_every_slice_keeps_examples_of_its_own() -> None:
+    many = suites.EXAMPLES + 2
+    sliced = suite(*(item(f"{name}{i}", "answer", slice=name) for name in ("a", "b") for i in range(many)))
+    no, yes = Reply("I cannot help with that."), Reply("Yes.")
+    kept = suites.figures(sliced, [no] * (2 * many))["examples"]
+    assert [one["slice"] for one in kept] == ["a"] * suites.EXAMPLES + ["b"] * suites.EXAMPLES
+    kept = suites.figures(sliced, [no] * (2 * many), [no] * (many - 1) + [yes] * (many + 1))["examples"]
+    assert kept[0]["id"] == f"a{many - 1}", "what the base does not share comes first"
+
+
 def test_variants_of_a_prompt_are_one_unit() -> None:
     """Four copies of the same ten items: as wide as ten, not as forty."""
     ten = suite(*(item(str(i), "answer") for i in range(10)))

@@ -31,17 +31,20 @@ def crowd(store: Store) -> tuple[list[Comparison], list[Annotation]]:
         )
         ids = (f"res_{at:03}a",) if kind is ComparisonKind.RATING else (f"res_{at:03}a", f"res_{at:03}b")
         project = PROJECT if draw.random() < 0.85 else "prj_2"
-        state = draw.choice([ComparisonState.OPEN, ComparisonState.CLOSED, ComparisonState.CLOSED])
+        state = draw.choice(
+            [ComparisonState.CLOSED, ComparisonState.FLAGGED, ComparisonState.CANCELLED, *ComparisonState]
+        )
+        erased = draw.random() < 0.1
         one = Comparison(
             id=new_id(Comparison), project_id=project, interaction_id=None, kind=kind, purpose=purpose,
-            messages=({"role": "user", "content": f"{at}?"},), family=str(at), response_ids=ids, overlap=3, state=state,
+            messages=() if erased else ({"role": "user", "content": f"{at}?"},), family=str(at), response_ids=ids, overlap=3, state=state,
             batch=f"b{at % 3}", domain="law" if at % 5 == 0 else None,
             gold_choice=ids[0] if purpose is Purpose.GOLD else None, created_at=NOW - timedelta(hours=draw.randrange(800)),
         )  # fmt: skip
         asked.append(one)
         for annotator in draw.sample(range(5), draw.randrange(4)):
             criteria = ["overall"] + (["tone"] if draw.random() < 0.3 else [])
-            flagged = draw.random() < 0.05
+            flagged = draw.random() < 0.12
             skipped = flagged or draw.random() < 0.1
             for criterion in ["overall"] if skipped else criteria:
                 rated = kind is ComparisonKind.RATING and not skipped
@@ -63,6 +66,7 @@ def crowd(store: Store) -> tuple[list[Comparison], list[Annotation]]:
                 )  # fmt: skip
     store.add(*asked, *given, Person(id="per_0", project_id=PROJECT, name="Zoe", created_at=NOW))
     store.add(Person(id="per_9", project_id=PROJECT, name="Only imported", created_at=NOW))
+    store.add(Person(id="per_8", project_id=PROJECT, name="Has a role", roles=("expert",), created_at=NOW))
     mine = [one for one in given if one.project_id == PROJECT]
     return [one for one in asked if one.project_id == PROJECT], mine
 
@@ -92,6 +96,8 @@ def test_sums_are_what_counting_gives(store: Store, crowd: tuple[list[Comparison
         work = sums.work_by_annotator(tx, PROJECT)
         disputes = sums.disputes(tx, compared.disputed)
         unanimous = sums.unanimous(tx, PROJECT, 2, (), 1000)
+        others = sums.unanimous(tx, PROJECT, 2, list(unanimous)[:1], 1000)
+        flags = sums.flags(tx, PROJECT, 1000)
         burn = sums.burn(tx, PROJECT, NOW - timedelta(days=400))
         recent = sums.burn(tx, PROJECT, datetime(2026, 3, 1, tzinfo=UTC))
         gold, gold_answers = sums.gold(tx, PROJECT), sums.gold_answers(tx, PROJECT)
@@ -127,8 +133,11 @@ def test_sums_are_what_counting_gives(store: Store, crowd: tuple[list[Comparison
                     agreeing.append(2 * sum(same) > len(same))
         assert compared.agrees[who] == (len(agreeing), sum(agreeing))
 
+    named = {one.id: one for one in asked}
     split = {id: some for id, some in cast.items() if len({one.choice for one in some}) > 1}
-    assert {one.comparison_id: len(one.cast) for one in disputes} == {id: len(some) for id, some in split.items()}
+    standing = {id: some for id, some in split.items() if named[id].state is not ComparisonState.CANCELLED}
+    assert len(standing) < len(split)
+    assert {one.comparison_id: len(one.cast) for one in disputes} == {id: len(some) for id, some in standing.items()}
     evenness = [round(abs(2 * one.n_first / len(one.cast) - 1), 9) for one in disputes]
     assert evenness == sorted(evenness)
     neighbours = zip(pairwise(evenness), pairwise(one.comparison_id for one in disputes), strict=True)
@@ -136,8 +145,12 @@ def test_sums_are_what_counting_gives(store: Store, crowd: tuple[list[Comparison
     assert {id: n for id, (_, n) in unanimous.items()} == {
         id: len(some)
         for id, some in cast.items()
-        if len(some) >= 2 and id not in split and {one.id: one.state for one in asked}[id] is ComparisonState.CLOSED
+        if len(some) >= 2 and id not in split and named[id].state is ComparisonState.CLOSED and named[id].messages
     }
+    assert list(others) == list(unanimous)[1:]
+    waiting = [one for one in given if one.flagged and named[one.comparison_id].state is ComparisonState.FLAGGED]
+    assert waiting
+    assert [one.id for one in flags] == sorted(one.id for one in waiting)
 
     work_of = {one.id: one for one in asked if one.purpose is not Purpose.GOLD}
     answers = [one for one in overall if one.comparison_id in work_of and one.verdict is not Verdict.SKIP]
@@ -147,7 +160,9 @@ def test_sums_are_what_counting_gives(store: Store, crowd: tuple[list[Comparison
         if one.state is ComparisonState.OPEN
     )
     assert (burn.left, sum(burn.answered.values())) == (left, len(answers))
-    assert sum(burn.asked.values()) == sum(one.overlap for one in work_of.values())
+    assert sum(burn.asked.values()) == sum(
+        one.overlap for one in work_of.values() if one.state is not ComparisonState.CANCELLED
+    )
     assert recent.answered == {day: n for day, n in burn.answered.items() if day >= date(2026, 3, 1)}
     assert burn.answered[answers[0].created_at.date()] == sum(
         one.created_at.date() == answers[0].created_at.date() for one in answers
@@ -170,7 +185,7 @@ def test_sums_are_what_counting_gives(store: Store, crowd: tuple[list[Comparison
 def test_who_works_and_what_waits(store: Store, crowd: tuple[list[Comparison], list[Annotation]]) -> None:
     asked, _ = crowd
     with store.read() as tx:
-        assert [one.name for one in sums.people_at_work(tx, PROJECT, ["per_0"])] == ["Zoe"]
+        assert [one.name for one in sums.people_at_work(tx, PROJECT, ["per_0"])] == ["Has a role", "Zoe"]
         batches, domains = sums.batches_and_domains(tx, PROJECT)
         open_ones = [one for one in asked if one.state is ComparisonState.OPEN and one.purpose is not Purpose.GOLD]
         assert (batches, domains) == (sorted({str(one.batch) for one in open_ones}), ["law"])

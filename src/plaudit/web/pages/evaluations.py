@@ -73,6 +73,13 @@ SLICES = (
     Column("change_low", "from", "number"),
     Column("change_high", "to", "number"),
 )
+WRONG = (
+    Column("suite", "Suite", "brief"),
+    Column("slice", "Slice", "brief"),
+    Column("prompt", "Prompt", "words"),
+    Column("candidate", "Candidate", "words"),
+    Column("base", "Reference", "words"),
+)
 ITEMS = (
     Column("item", "Item", "number"),
     Column("family", "Slice", "brief"),
@@ -97,6 +104,16 @@ STANDINGS = (
 
 
 @dataclass(frozen=True)
+class Failures:
+    """Examples that one suite kept of answers that its rules call wrong; `refused`: the gate did not hold because of the suite."""
+
+    suite: str
+    anchor: str
+    refused: bool
+    examples: tuple[Json, ...]
+
+
+@dataclass(frozen=True)
 class Look:
     """Everything that the page of one Evaluation shows."""
 
@@ -106,7 +123,7 @@ class Look:
     override: AuditEntry | None
     tables: tuple[Table, ...]
     examples: tuple[Json, ...]
-    failures: tuple[Json, ...]  # of suites, where the rules said that an answer was wrong
+    failures: tuple[Failures, ...]
 
 
 # --- pages -------------------------------------------------------------------------------------------------------------
@@ -185,27 +202,63 @@ def _look(store: Store, project_id: str, evaluation_id: str, seed: int) -> Look:
         releases = tx.find(Release, project_id=project_id, checkpoint_id=found.checkpoint_id)
         overridden = gates.overridden(tx, found)
     items = _items(store, project_id, found.suite)
-    slices, failures = _suites(found.figures)
+    parts = _parts(found.figures)
+    failures = _failures(found, parts)
     tables = (
         Table(
             "conditions",
             "Gate",
             CONDITIONS,
-            _conditions(found, bool(items)),
+            _conditions(found, bool(items), failures),
             "No gate was asked: this evaluation informs.",
         ),
-        Table("slices", "Suites and slices", SLICES, slices, "No suite was asked."),
+        Table("slices", "Suites and slices", SLICES, _slices(parts), "No suite was asked."),
         Table("items", "All judged answers", ITEMS, items, "People judged nothing in it."),
+        Table("wrong", "Wrong by a suite's rules", WRONG, [row for one in failures for row in one.examples], "None."),
     )
     drawn = random.Random(seed).sample(items, min(EXAMPLES, len(items)))
-    return Look(found, checkpoint, tuple(releases), overridden, tables, tuple(drawn), tuple(failures))
+    return Look(found, checkpoint, tuple(releases), overridden, tables, tuple(drawn), failures)
 
 
-def _conditions(found: Evaluation, has_items: bool) -> list[Json]:
+def _parts(figures: Json) -> dict[str, Any]:
+    """The suites of an evaluation, or one suite alone, by name."""
+    parts: dict[str, Any] = {**(figures.get("safety") or {}), **(figures.get("suites") or {})}
+    if "slices" in figures:
+        parts["the suite"] = figures
+    return parts
+
+
+def _suite_of(condition: Json, parts: Mapping[str, Any]) -> str | None:
+    """The suite whose rules are behind a condition of the gate, by its name or by its file of rows."""
+    name, rows = str(condition["name"]).removeprefix("safety "), condition.get("rows")
+    if name in parts:
+        return name
+    return next((suite for suite, part in parts.items() if rows and part.get("rows") == rows), None)
+
+
+def _failures(found: Evaluation, parts: Mapping[str, Any]) -> tuple[Failures, ...]:
+    """Suites that kept examples, those first because of which the gate did not hold."""
+    conditions = found.figures.get("conditions", ())
+    refused = {_suite_of(one, parts) for one in conditions if not one["passed"]}
+    kept = [name for name, part in parts.items() if part.get("examples")]
+    return tuple(
+        Failures(
+            name,
+            f"wrong-{place}",
+            name in refused,
+            tuple({"suite": name, **one, "prompt": _prompt(one["messages"])} for one in parts[name]["examples"]),
+        )
+        for place, name in enumerate(sorted(kept, key=lambda name: name not in refused), 1)
+    )
+
+
+def _conditions(found: Evaluation, has_items: bool, failures: Sequence[Failures]) -> list[Json]:
     rows = []
+    parts, anchors = _parts(found.figures), {one.suite: one.anchor for one in failures}
     for one in found.figures.get("conditions", ()):
         interval, behind = one["interval"] or {}, str(one.get("rows") or "")
-        judged = has_items and behind.endswith(found.suite)
+        suite = _suite_of(one, parts)
+        judged = suite is None and has_items and behind.endswith(found.suite)
         by_rules = one["name"].startswith("safety ")
         rows.append(
             {
@@ -215,25 +268,21 @@ def _conditions(found: Evaluation, has_items: bool) -> list[Json]:
                 **{key: interval.get(key) for key in ("low", "high", "n")},
                 "threshold": one["threshold"],
                 "text": one["text"],
-                "rows": "suite" if by_rules else "judged answers" if judged else None,
-                "anchor": "slices-title" if by_rules else "items",
+                "rows": "examples" if suite in anchors else "suite" if suite else "judged answers" if judged else None,
+                "anchor": anchors.get(suite or "", "slices-title") if suite else "items",
                 "file": None if judged or by_rules else behind or None,
             }
         )
     return rows
 
 
-def _suites(figures: Json) -> tuple[list[Json], list[Json]]:
-    """Shares of wrong answers by suite and slice, of an evaluation or of one suite alone; and the examples that the suites kept."""
-    parts: dict[str, Any] = {**(figures.get("safety") or {}), **(figures.get("suites") or {})}
-    if "slices" in figures:
-        parts["the suite"] = figures
-    rows, failures = [], []
+def _slices(parts: Mapping[str, Any]) -> list[Json]:
+    """Shares of wrong answers by suite and slice."""
+    rows = []
     for name, part in parts.items():
         rows.append(_slice(name, "", part))
         rows += [_slice(name, inner, each) for inner, each in (part.get("slices") or {}).items()]
-        failures += [{"suite": name, **one, "prompt": _prompt(one["messages"])} for one in part.get("examples") or ()]
-    return rows, failures
+    return rows
 
 
 def _slice(suite: str, name: str, part: Json) -> Json:

@@ -12,10 +12,13 @@ from starlette.responses import Response
 
 from plaudit.domain import Experiment, ExperimentState, Json, Measurement, Release
 from plaudit.errors import NotFound
+from plaudit.loop import govern, opening
 from plaudit.loop import reward_and_business as business
+from plaudit.loop.govern import Permission
 from plaudit.stats.sequential import SampleRatio, sample_ratio
 from plaudit.store.database import Store
 from plaudit.web.door import door_of
+from plaudit.web.pages.experiment_acts import moves
 from plaudit.web.pages.plots import Bound, scatter, sequence
 from plaudit.web.pages.shell import Column, Table, answer
 from plaudit.web.pages.words import number
@@ -25,10 +28,9 @@ METRIC = "experiment_down_rate_difference"
 DECLARED = "experiment_metric_difference"
 REFRESH_MS = 5000  # of an experiment that runs
 LISTED = (
-    Column("id", "Experiment", "brief", href="/experiments/{id}"),
-    Column("candidate", "Candidate", "brief"),
-    Column("control", "Control", "brief"),
+    Column("candidate", "Candidate", "brief", href="/experiments/{id}"),
     Column("state", "State", "state"),
+    Column("control", "Against", "brief"),
     Column("verdict", "Last look", "brief"),
     Column("n_users", "Users", "number"),
     Column("mean", "Thumbs down per message", "number"),
@@ -36,6 +38,7 @@ LISTED = (
     Column("high", "to", "number"),
     Column("created_at", "Began", "moment"),
     Column("ended_at", "Ended", "moment"),
+    Column("id", "Experiment", "brief"),
 )
 LOOKS = (
     Column("number", "Look", "number"),
@@ -139,16 +142,24 @@ class Look:
 
 async def experiments(request: Request) -> Response:
     """GET /experiments."""
-    door = door_of(request)
-    rows = await door.run(_listed, door.store, signed_in(request).project_id)
-    empty = "No experiment yet. `plaudit experiment start` lets users meet a canary."
-    return answer(request, "experiments.html", [Table("experiments", "Experiments", LISTED, rows, empty)])
+    door, me = door_of(request), signed_in(request)
+    rows = await door.run(_listed, door.store, me.project_id)
+    may_operate = govern.may(me.roles, Permission.OPERATE)
+    canaries = await door.run(opening.idle, door.store, me.project_id) if may_operate else []
+    empty = "No experiment yet. One begins when a release is a canary: here, or by `plaudit experiment start`."
+    return answer(
+        request,
+        "experiments.html",
+        [Table("experiments", "Experiments", LISTED, rows, empty)],
+        may_operate=may_operate,
+        canaries=canaries,
+    )
 
 
 async def experiment(request: Request) -> Response:
     """GET /experiments/{experiment_id}."""
-    door = door_of(request)
-    look = await door.run(_look, door.store, signed_in(request).project_id, request.path_params["experiment_id"])
+    door, me = door_of(request), signed_in(request)
+    look = await door.run(_look, door.store, me.project_id, request.path_params["experiment_id"])
     live = look.experiment.state == ExperimentState.RUNNING
     return answer(
         request,
@@ -159,6 +170,7 @@ async def experiment(request: Request) -> Response:
         live=live,
         refresh_ms=REFRESH_MS,
         words=WORDS,
+        moves=moves(look.experiment) if govern.may(me.roles, Permission.OPERATE) else [],
     )
 
 

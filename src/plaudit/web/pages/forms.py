@@ -40,6 +40,16 @@ async def read_form(request: Request) -> dict[str, str]:
     return dict(fields)
 
 
+def confirmed(form: dict[str, str]) -> str:
+    """The reason of an act that users feel; its box must be ticked. Raises BadInput."""
+    if not form.get("sure"):
+        raise BadInput("sure is not ticked; tick the box beside the button, so that nothing happens by a slip.")
+    reason = form.get("reason", "").strip()
+    if not reason:
+        raise BadInput("reason is empty; say in a sentence why: it is kept in the audit log.")
+    return reason
+
+
 async def read_upload(request: Request) -> Upload:
     """A multipart form with one file (RFC 7578). Raises TooLarge (before it is in memory), BadInput."""
     found = _BOUNDARY.search(request.headers.get("content-type", ""))

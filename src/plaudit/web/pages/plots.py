@@ -63,12 +63,13 @@ def sequence(
     above = [f"{frame.at(one.x, one.high)}" for one in seen]
     below = [f"{frame.at(one.x, one.low)}" for one in reversed(seen)]
     parts.append(_path("band", f"M{'L'.join(above + below)}Z"))
+    names = []
     for place, (y, label) in enumerate(sorted(limits)):
         parts.append(_path("limit", f"M{LEFT} {frame.y(y):.1f}H{WIDTH - RIGHT}"))
         beside = -4 if place else 13  # the lowest is named below its line, so that two near ones do not meet
-        parts.append(_text(WIDTH - RIGHT - 2, frame.y(y) + beside, label, "end"))
+        names.append(_text(WIDTH - RIGHT - 2, frame.y(y) + beside, label, "end"))
     parts.append(_path("line", f"M{'L'.join(frame.at(one.x, one.mean) for one in seen)}"))
-    parts += [_dot(frame, one) for one in seen]
+    parts += [*(_dot(frame, one) for one in seen), *names]  # names last, so that no line runs over them
     return _svg(about, HEIGHT, parts)
 
 

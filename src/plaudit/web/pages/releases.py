@@ -180,7 +180,7 @@ def _move(store: Store, me: Person, release_id: str, act: str, reason: str, now:
     """The act by this person, in the role that lets them. Raises BadInput (no such act), and what the act raises."""
     from plaudit.loop import pipeline
 
-    role = next(one for one in me.roles if govern.may([one], Permission.OPERATE))
+    role = govern.acting_role(me.roles, Permission.OPERATE)
     _found(store, me.project_id, release_id)
     match act:
         case "canary":

@@ -61,6 +61,7 @@ PLACES: tuple[Place, ...] = (
     Place("Annotate", "/annotate", Permission.ANNOTATE),
     Place("Annotation", "/annotation", Permission.PLAN),
     Place("Reviews", "/reviews", Permission.REVIEW),
+    Place("Abuse", "/abuse", Permission.OPERATE),
     Place("Chat", "/chat", Permission.CHAT),
     Place("People", "/people", Permission.ADMIN),
 )
