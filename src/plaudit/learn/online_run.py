@@ -19,7 +19,7 @@ from plaudit.learn import checkpoint, distributed, losses, policy_card
 from plaudit.learn.advantages import RunningMoments, adaptive_kl_coef
 from plaudit.learn.configs import OnlineConfig
 from plaudit.learn.experience import Config, Data, Learner, Observed, Old, Row, run_trunks
-from plaudit.learn.guards import Floats, Sampled, spring_traps, text_figures
+from plaudit.learn.readings import Floats, Sampled, spring_traps, text_figures
 from plaudit.learn.run_folder import Clock, RunFolder
 from plaudit.learn.tokens import fitted, from_text, pack
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from plaudit.artifacts import PreferenceRow, ThumbRow, write_snapshot
-from plaudit.learn import base_models, closer_look, questions, reward, validation
+from plaudit.learn import base_models, bodies, closer_look, questions, reward, validation
 from plaudit.learn.configs import RewardConfig, from_dict
 from plaudit.learn.pairs_file import Pair
 from plaudit.learn.rewards import score_responses
@@ -37,8 +37,8 @@ def rows(n):
 
 def begin(base, some, **values):
     settings = config(base, **values)
-    decoder = reward.load_decoder(settings)
-    body = reward.start(settings, decoder, [0])
+    decoder = bodies.load_decoder(settings)
+    body = bodies.start(settings, decoder, [0])
     return settings, body, questions.encode(ChatTokenizer.load(base), some, settings, decoder)
 
 

@@ -14,7 +14,7 @@ import torch
 
 from plaudit.artifacts import PromptRow, read_manifest, write_snapshot
 from plaudit.errors import BadInput, ConfigError
-from plaudit.learn import base_models, checkpoint, closer_look, experience, ppo, reward, score
+from plaudit.learn import base_models, bodies, checkpoint, closer_look, experience, ppo, reward, score
 from plaudit.learn.composed import ComposedReward
 from plaudit.learn.configs import ModelTerm, PPOConfig, RewardConfig, ScoreConfig, from_dict
 from plaudit.learn.export import export
@@ -223,5 +223,5 @@ def test_bases_that_make_no_ensemble_are_refused(two_bases, pairs):
     with pytest.raises(ConfigError, match="cannot share one"):
         config(two_bases, preferences="p", members_share="body")
     with pytest.raises(ConfigError, match="need it named once"):
-        reward.load_bases(config(two_bases, preferences=str(pairs), other_bases=[str(tiny)]))
+        bodies.load_bases(config(two_bases, preferences=str(pairs), other_bases=[str(tiny)]))
     assert base_models.identity(tiny) != base_models.identity(other)
