@@ -20,7 +20,7 @@ from scipy import stats
 from plaudit.learn.answers import Messages
 from plaudit.learn.configs import Guard, GuardsConfig, KLConfig, Limits
 from plaudit.learn.validation import TRAPS, trap_texts
-from plaudit.stats.diversity import repetition_fraction
+from plaudit.stats.diversity import repetition_fraction, self_bleu
 from plaudit.stats.intervals import normal_quantile, t_quantile
 
 Floats = NDArray[np.float64]
@@ -50,7 +50,7 @@ FORMAT_FIGURES = (*FORMATS, "repetition")
 class Sampled:
     """A rollout as guards see it: N responses in groups of one prompt each, and figures of each response.
 
-    figures: score, tokens, kl; where there are any kl_base, gold (the judge's), disagreement, entropy; and the FORMAT_FIGURES.
+    figures: score, tokens, kl; where there are any kl_base, gold (the judge's), disagreement, entropy, embedding_distance; and the FORMAT_FIGURES.
     """
 
     group: list[int]  # (N,)
@@ -135,6 +135,32 @@ def distinct(ids: Sequence[Sequence[int]], group: Sequence[int], n: int, n_token
     k = len(without)
     se = float(np.std(without)) * (k - 1) ** 0.5 if k > 1 else math.inf
     return Mean(len(owner) / count, se, max(k - 1, 1))
+
+
+def unlike_siblings(ids: Sequence[Sequence[int]], group: Sequence[int], n_tokens: int) -> Mean | None:
+    """1 - Self-BLEU-4 among the responses to one prompt, of the first parts of all, as in `distinct`; None where no prompt has two."""
+    total = sum(map(len, ids))
+    parts: dict[int, list[Sequence[int]]] = {}
+    for tokens, of in zip(ids, group, strict=True):
+        parts.setdefault(of, []).append(tokens[: math.ceil(len(tokens) * n_tokens / total)])
+    found = {of: 1 - self_bleu(some) for of, some in parts.items() if len(some) > 1}
+    return mean_of(list(found.values()), list(found)) if found else None
+
+
+def distances(states: Floats, group: Sequence[int]) -> list[float]:
+    """Mean Euclidean distance of each response's state to those of the other responses to its prompt, or to all others where none has another.
+
+    (N, D) -> (N,)
+    """
+    of = np.asarray(group)
+    alone = len(np.unique(of)) == len(of)
+    out = []
+    for place, state in enumerate(states):
+        others = np.ones(len(of), dtype=bool) if alone else of == of[place]
+        others[place] = False
+        far = np.linalg.norm(states[others] - state, axis=1)
+        out.append(float(far.mean()) if len(far) else 0.0)
+    return out
 
 
 def level(value: float, limits: Limits | None, sure: bool = True) -> int:
@@ -346,12 +372,16 @@ def _diversity(config: GuardsConfig, first: Sampled, now: Sampled) -> Reading:
     pairs = {
         f"distinct_{n}": tuple(distinct(some.ids, some.group, n, n_tokens) for some in (now, first)) for n in (1, 2, 3)
     }
-    if "entropy" in now.figures:
-        pairs["entropy"] = tuple(mean_of(some.figures["entropy"], some.group) for some in (now, first))
+    for figure in ("entropy", "embedding_distance"):
+        if figure in now.figures and figure in first.figures:
+            pairs[figure] = tuple(mean_of(some.figures[figure], some.group) for some in (now, first))
+    unlike = [unlike_siblings(some.ids, some.group, n_tokens) for some in (now, first)]
+    if unlike[0] is not None and unlike[1] is not None:
+        pairs["self_bleu"] = (unlike[0], unlike[1])
     figures: dict[str, float] = {}
     worst, name, found = -math.inf, "none", 0
     for figure, (one, other) in pairs.items():
-        figures[figure] = one.value
+        figures[figure] = 1 - one.value if figure == "self_bleu" else one.value  # what falls is its distance from 1
         drop = 1 - one.value / other.value if other.value > 0 else 0.0
         here = level(drop, config.diversity, rises(other, one, len(pairs)))
         if (here, drop) > (found, worst):

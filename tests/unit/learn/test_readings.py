@@ -9,7 +9,7 @@ import pytest
 from plaudit.learn import readings
 from plaudit.learn.configs import GuardsConfig, KLConfig, from_dict
 from plaudit.learn.readings import FORMAT_FIGURES, Mean, Sampled
-from plaudit.stats.diversity import distinct_n
+from plaudit.stats.diversity import distinct_n, self_bleu
 
 from .rollouts import rollout
 
@@ -48,6 +48,43 @@ def test_distinct_is_the_statistic_and_its_error_the_jackknife():
         assert got.se == pytest.approx(math.sqrt(4 / 5 * sum((x - np.mean(left)) ** 2 for x in left)))
     twice = [ids + ids for ids in some.ids]  # longer text is cut to as many tokens
     assert readings.distinct(twice, some.group, 1, total).value == pytest.approx(distinct_n(some.ids, 1))
+
+
+def test_siblings_that_say_the_same_are_told_from_those_that_do_not():
+    """The oracle is the statistic over each prompt's responses, cut to as many tokens as the other rollout has."""
+    rng = np.random.default_rng(2)
+    first = rollout(rng)
+    ids = [first.ids[i - i % 4] for i in range(48)]  # every prompt's four responses are its first
+    now = replace(first, ids=ids)
+    n_tokens = min(sum(map(len, some.ids)) for some in (first, now))
+    share = n_tokens / sum(map(len, first.ids))
+    parts = [tokens[: math.ceil(len(tokens) * share)] for tokens in first.ids]
+    told = [self_bleu(parts[i : i + 4]) for i in range(0, 48, 4)]
+    got = readings.unlike_siblings(first.ids, first.group, n_tokens)
+    assert got == Mean(pytest.approx(1 - np.mean(told)), pytest.approx(np.std(told, ddof=1) / 12**0.5), 11)
+    found = readings.read(GuardsConfig(), KLConfig(), first, now, [])
+    assert found.figures["self_bleu"] == pytest.approx(1.0)
+    assert (found.levels["diversity"], found.words["diversity_worst"]) == (2, "self_bleu")
+    alone = rollout(rng, samples=1)
+    assert "self_bleu" not in readings.read(GuardsConfig(), KLConfig(), alone, alone, []).figures
+
+
+def test_distances_are_those_between_responses_to_one_prompt():
+    states = np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 8.0], [1.0, 1.0], [1.0, 2.0]])
+    assert readings.distances(states, [0, 0, 0, 1, 1]) == pytest.approx([6.5, 5.0, 6.5, 1.0, 1.0])
+    assert readings.distances(states[:3], [0, 1, 2]) == pytest.approx([6.5, 5.0, 6.5])  # of all prompts
+    assert readings.distances(states[:1], [0]) == [0.0]
+    first = rollout(np.random.default_rng(0))
+    levels = {}
+    for factor in (0.95, 0.8, 0.6):
+        far = [1.0 + 0.01 * (i % 3) for i in range(48)]
+        one, now = (
+            replace(first, figures=first.figures | {"embedding_distance": [by * x for x in far]})
+            for by in (1.0, factor)
+        )
+        got = readings.read(GuardsConfig(), KLConfig(), one, now, [])
+        levels[factor] = got.levels["diversity"], got.words["diversity_worst"]
+    assert levels == {0.95: (0, "embedding_distance"), 0.8: (1, "embedding_distance"), 0.6: (2, "embedding_distance")}
 
 
 def test_outliers_of_a_small_rollout_count_from_a_number_of_prompts():
