@@ -9,7 +9,17 @@ from plaudit.learn import configs, guards, readings
 
 from .conftest import code_in
 
-NAMES = ("score", "tokens", "kl", "kl_base", "gold", "disagreement", "entropy", "embedding_distance", *readings.FORMAT_FIGURES)
+NAMES = (
+    "score",
+    "tokens",
+    "kl",
+    "kl_base",
+    "gold",
+    "disagreement",
+    "entropy",
+    "embedding_distance",
+    *readings.FORMAT_FIGURES,
+)
 
 
 def test_every_figure_is_on_the_page(pages) -> None:

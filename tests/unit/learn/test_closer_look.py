@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from plaudit.artifacts import PreferenceRow, ThumbRow, write_snapshot
+from plaudit.artifacts import GroupRow, PreferenceRow, ThumbRow, write_snapshot
 from plaudit.learn import base_models, bodies, closer_look, questions, reward, validation
 from plaudit.learn.configs import RewardConfig, from_dict
 from plaudit.learn.pairs_file import Pair
@@ -123,6 +123,12 @@ def test_thumbs_are_compared_with_scores_pair_by_pair(base):
     assert few["n_up"] + few["n_down"] == 11
     assert few["n_left_out"] == 3
     assert closer_look.thumbs(settings, tokenizer, model, [one for one in some if one.up]) is None
+    groups = {one.thumb_id: {"group:plan": "free"} for one in some[3:]} | {some[0].thumb_id: {"group:plan": "pro"}}
+    by = closer_look.look_closer(settings, tokenizer, model, questions.Rows(rows(3), [], [], 0, [], [], some, groups))[
+        "thumbs"
+    ]["by"]
+    assert list(by["group:plan"]) == ["free"]  # one thumb of another plan alone, and two that say none
+    assert by["group:plan"]["free"]["auc"]["mean"] == pytest.approx(share(range(3, 14)))
     nothing = closer_look.look_closer(settings, tokenizer, model, questions.Rows(rows(3), [], [], 0))
     assert "thumbs" not in nothing
 
@@ -133,6 +139,12 @@ def test_held_out_thumbs_are_read_without_a_weight(base, tmp_path):
     snapshot = write_snapshot(tmp_path, pairs, [], [], {}, {}, thumbs=[trained, shown]).folder
     read = questions.read_rows(config(base, preferences="", snapshot=str(snapshot)))
     assert (read.thumbs, read.held_out_thumbs) == ([], [shown])
+    said = [GroupRow("p1", '{"plan":"free"}'), GroupRow(shown.thumb_id, '{"plan":"pro"}')]
+    grouped = write_snapshot(tmp_path, pairs, [], [], {}, {}, thumbs=[trained, shown], groups=said).folder
+    found = questions.read_rows(config(base, preferences="", snapshot=str(grouped)))
+    assert found.groups[shown.thumb_id] == {"group:plan": "pro"}
+    assert validation.slices_of(found.train)["group:plan"] == ["", "free"]
+    assert [as_row(row) for row in found.train] == read.train == pairs
     weighed = config(base, preferences="", snapshot=str(snapshot), source_weights=[{"source": "thumb", "weight": 1.0}])
     assert questions.read_rows(weighed).thumbs == [trained]
 
