@@ -222,13 +222,10 @@ def update(
             scores[[place[int(side[pair])] for pair in here], :, own] for side in (data.chosen, data.rejected)
         )  # (k, M)
         share = target.weights[here] / totals / n_members
-        loss = (share * losses.bradley_terry(chosen, rejected, target.probability[here], target.margin[here])).sum()
+        wrong = share * losses.bradley_terry(chosen, rejected, target.probability[here], target.margin[here])
+        loss = wrong.sum()
         if not bool(torch.isfinite(loss)):
-            bad = [
-                pair
-                for pair, ok in zip(here, torch.isfinite(chosen - rejected).all(dim=1).tolist(), strict=True)
-                if not ok
-            ]
+            bad = [pair for pair, ok in zip(here, torch.isfinite(wrong).all(dim=1).tolist(), strict=True) if not ok]
             raise TrainingStopped(
                 f"The loss of update {body.update + 1} is {float(loss.detach())}; {_named(rows, bad or here)}; "
                 "lower the learning rate or look at these rows; the last saved state stays as it is."

@@ -57,6 +57,10 @@ def test_traps_and_ablations_are_set_as_asked(base):
     assert set(found["traps"]["by"]) == set(validation.TRAPS)
     assert [len(one["sentences"]) for one in found["ablations"]] == [2, 2, 2]
     assert look(trap_prompts=0, ablations=0) == {}
+    held_out = questions.Rows(some, some[3:], [], 0)
+    assert (
+        closer_look.look_closer(settings, tokenizer, model, held_out)["traps"]["n"] == 1
+    )  # not of what it was trained on
 
 
 def test_scores_for_traps_are_those_of_the_checkpoint(base):
@@ -99,7 +103,7 @@ def test_thumbs_are_compared_with_scores_pair_by_pair(base):
     settings, body, data = begin(base, rows(3), validation={"thumbs": 14})
     model, _ = reward.finished_model(settings, [body], [data])
     tokenizer = ChatTokenizer.load(base)
-    texts = [letter * n for letter, n in zip("abcdefghijklmn", (3, 9, 20) * 5, strict=False)]
+    texts = [letter * n for letter, n in zip("abcdefghijklmn", (3, 9, 20, 9) * 5, strict=False)]
     some = [given(i, text, i % 3 == 0, i % 5 > 0, "rating" if i > 9 else "thumb") for i, text in enumerate(texts)]
     scores = []
     for one in some:
@@ -119,16 +123,19 @@ def test_thumbs_are_compared_with_scores_pair_by_pair(base):
     assert found["auc"]["low"] < found["auc"]["mean"] < found["auc"]["high"]
     assert found["by"]["source"]["thumb"]["auc"]["mean"] == pytest.approx(share(range(10)))
     assert "rating" not in found["by"]["source"]  # one up alone
+    short = [i for i, text in enumerate(texts) if len(text) < 20]
+    assert found["by"]["length"]["short"]["auc"]["mean"] == pytest.approx(share(short))
+    assert "source" not in closer_look.thumbs(settings, tokenizer, model, some[:10])["by"]  # one source is no slicing
     few = closer_look.thumbs(config(base, validation={"thumbs": 11}), tokenizer, model, some)
     assert few["n_up"] + few["n_down"] == 11
     assert few["n_left_out"] == 3
     assert closer_look.thumbs(settings, tokenizer, model, [one for one in some if one.up]) is None
-    groups = {one.thumb_id: {"group:plan": "free"} for one in some[3:]} | {some[0].thumb_id: {"group:plan": "pro"}}
+    groups = {one.thumb_id: {"group:plan": "free"} for one in some[7:]} | {some[0].thumb_id: {"group:plan": "pro"}}
     by = closer_look.look_closer(settings, tokenizer, model, questions.Rows(rows(3), [], [], 0, [], [], some, groups))[
         "thumbs"
     ]["by"]
-    assert list(by["group:plan"]) == ["free"]  # one thumb of another plan alone, and two that say none
-    assert by["group:plan"]["free"]["auc"]["mean"] == pytest.approx(share(range(3, 14)))
+    assert list(by["group:plan"]) == ["free"]  # one thumb of another plan alone, and six that say none
+    assert by["group:plan"]["free"]["auc"]["mean"] == pytest.approx(share(range(7, 14)))
     nothing = closer_look.look_closer(settings, tokenizer, model, questions.Rows(rows(3), [], [], 0))
     assert "thumbs" not in nothing
 
