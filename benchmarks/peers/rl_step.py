@@ -46,6 +46,10 @@ def run(description: str, algorithm: str) -> None:
     add("--epochs", type=int, default={"rloo": 1, "ppo": 4}[algorithm], help="passes over a rollout (ppo)")
     options = parser.parse_args()
     options.algorithm = algorithm
+    rows = options.prompts * options.samples
+    options.micro = min(options.micro, rows)
+    if options.micro and rows % options.micro:
+        parser.error(f"--micro {options.micro} does not divide the {rows} rows of a step; TRL would leave some out.")
     with tempfile.TemporaryDirectory(prefix="plaudit-bench-") as folder:
         measure(options, Path(folder))
 

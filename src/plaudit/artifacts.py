@@ -6,6 +6,7 @@ config, so the same inputs give the same id on any machine, while the file hashe
 
     snapshot/    preferences.parquet  demonstrations.parquet  prompts.parquet  manifest.json
                  votes.parquet (where annotators voted)  thumbs.parquet (where users left thumbs)
+                 groups.parquet (where groups were asked for)
                  provenance.parquet (consent, licences and terms of every row)  card.md  card.html
     checkpoint/  adapter_model.safetensors adapter_config.json (PEFT) or model.safetensors, head.safetensors, card.md, manifest.json
     run/         config.json  metrics.jsonl  state/  checkpoint/
@@ -122,12 +123,22 @@ class ProvenanceRow:
     terms: str  # allowed | unknown: whether the terms of import and models allow training
 
 
+@dataclass(frozen=True)
+class GroupRow:
+    """What the application declared of the Interaction behind a Preference or a thumb: what a reward model's card reports apart, and no training
+    reads."""
+
+    row_id: str
+    groups: str  # JSON object: attribute -> its value, as text
+
+
 TABLES: dict[str, type] = {"preferences": PreferenceRow, "demonstrations": DemonstrationRow, "prompts": PromptRow}
 VOTES = "votes"  # a table beside them, where there are annotators
 THUMBS = "thumbs"  # and one where there are thumbs
+GROUPS = "groups"  # and one where groups were asked for
 PROVENANCE = "provenance"  # and one beside all of them
 # Tables that a Snapshot without such rows does not have.
-OPTIONAL: dict[str, type] = {VOTES: VoteRow, THUMBS: ThumbRow, PROVENANCE: ProvenanceRow}
+OPTIONAL: dict[str, type] = {VOTES: VoteRow, THUMBS: ThumbRow, GROUPS: GroupRow, PROVENANCE: ProvenanceRow}
 
 
 @dataclass(frozen=True)
@@ -399,6 +410,12 @@ class Snapshot:
         """Users' thumbs, and annotators' ratings as such."""
         return list(self.each(THUMBS, split))
 
+    def groups(self) -> dict[str, dict[str, str]]:
+        """row id -> attribute -> value; {} where no groups were asked for."""
+        if f"{GROUPS}.parquet" not in self.manifest.files:
+            return {}
+        return {row.row_id: json.loads(row.groups) for row in _read_table(self.folder, GROUPS, GroupRow)}
+
     def provenance(self) -> dict[str, ProvenanceRow]:
         """By row id."""
         return {row.row_id: row for row in self.each(PROVENANCE)}
@@ -414,6 +431,7 @@ def write_snapshot(
     votes: Iterable[VoteRow] = (),
     thumbs: Iterable[ThumbRow | Cells] = (),
     provenance: Iterable[ProvenanceRow] = (),
+    groups: Iterable[GroupRow] = (),
     pages: Mapping[str, str] | None = None,
 ) -> Snapshot:
     """Freeze rows into `parent/<id[:16]>`; returns the existing folder where the same rows and config were frozen before.
@@ -428,6 +446,7 @@ def write_snapshot(
         "prompts": prompts,
         VOTES: votes,
         THUMBS: thumbs,
+        GROUPS: groups,
         PROVENANCE: provenance,
     }
     with ExitStack() as opened:

@@ -5,22 +5,32 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from plaudit.learn import configs, guards
+from plaudit.learn import configs, guards, readings
 
 from .conftest import code_in
 
-NAMES = ("score", "tokens", "kl", "kl_base", "gold", "disagreement", "entropy", *guards.FORMAT_FIGURES)
+NAMES = (
+    "score",
+    "tokens",
+    "kl",
+    "kl_base",
+    "gold",
+    "disagreement",
+    "entropy",
+    "embedding_distance",
+    *readings.FORMAT_FIGURES,
+)
 
 
 def test_every_figure_is_on_the_page(pages) -> None:
-    first = guards.Sampled([0, 0, 1, 1], [[1, 2, 3, 4]] * 4, {name: [1.0, 2.0, 1.0, 2.0] for name in NAMES})
+    first = readings.Sampled([0, 0, 1, 1], [[1, 2, 3, 4]] * 4, {name: [1.0, 2.0, 1.0, 2.0] for name in NAMES})
     now = replace(first, figures=first.figures | {"score": [91.0, 92.0, 91.0, 92.0]})
     law = [(d, d * (1 - math.log(d)) if d else 0.0) for d in (0.0, 0.5, 1.0, 1.5, 2.0, 2.5)]
     trends = [
-        guards.Trend(step, guards.Mean(gain, 0.1, 3), guards.Mean(d, 0.1, 3), d * d)
+        readings.Trend(step, readings.Mean(gain, 0.1, 3), readings.Mean(d, 0.1, 3), d * d)
         for step, (d, gain) in enumerate(law, 1)
     ]
-    found = guards.read(configs.GuardsConfig(), configs.KLConfig(), first, now, trends)
+    found = readings.read(configs.GuardsConfig(), configs.KLConfig(), first, now, trends)
     shown = pages["guards.md"].section("Figures").names()
     assert sorted(shown) == sorted(f"guard_{name}" for name in found.figures)
 

@@ -397,3 +397,16 @@ def test_provenance_is_of_the_identity(tmp_path: Path) -> None:
     made = [write_snapshot(tmp_path, PREFERENCES, [], [], {}, {}, provenance=[one]) for one in said]
     assert made[0].manifest.id != made[1].manifest.id
     assert made[0].provenance() == {"prf_1": said[0]}
+
+
+def test_groups_are_a_table_where_they_are_asked_for_and_else_change_nothing(tmp_path: Path) -> None:
+    plain = artifacts.write_snapshot(tmp_path, [preference(1)], [], [], {}, {})
+    assert plain.groups() == {}
+    rows = [
+        artifacts.GroupRow("prf_1", '{"plan":"free"}'),
+        artifacts.GroupRow("fbk_1", '{"language":"de","plan":"pro"}'),
+    ]
+    grouped = artifacts.write_snapshot(tmp_path, [preference(1)], [], [], {}, {}, groups=rows)
+    assert grouped.groups() == {"prf_1": {"plan": "free"}, "fbk_1": {"language": "de", "plan": "pro"}}
+    assert grouped.manifest.id != plain.manifest.id
+    assert grouped.preferences() == plain.preferences()

@@ -31,7 +31,7 @@ def curation_options(command: Command) -> Command:
     for spec in reversed(fields(Curation)):
         if spec.name == "personal_data":
             kind: dict[str, Any] = {"multiple": True, "metavar": "KIND=TREATMENT"}
-        elif spec.name in ("languages", "without", "forbidden_models"):
+        elif spec.name in ("languages", "without", "forbidden_models", "group_by"):
             kind = {"multiple": True}
         elif spec.name == "contradictions":
             kind = {"type": click.Choice(["keep", "drop"]), "default": spec.default, "show_default": True}

@@ -284,7 +284,7 @@ def _gap(part: Json | None) -> str:
 
 
 def _words(name: str) -> str:
-    return name.replace("_", " ")
+    return name.replace("_", " ").replace("group:", "group ")
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ left a thumb on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,18 +36,23 @@ def look_closer(config: RewardConfig, tokenizer: ChatTokenizer, model: RewardMod
     if config.validation.ablations:
         out["ablations"] = validation.ablate(score, source, config.validation.ablations)
     if config.validation.thumbs:
-        found = thumbs(config, tokenizer, model, rows.held_out_thumbs)
+        found = thumbs(config, tokenizer, model, rows.held_out_thumbs, rows.groups)
         out |= {"thumbs": found} if found else {}
     return out
 
 
 def thumbs(
-    config: RewardConfig, tokenizer: ChatTokenizer, model: RewardModel, rows: Sequence[ThumbRow]
+    config: RewardConfig,
+    tokenizer: ChatTokenizer,
+    model: RewardModel,
+    rows: Sequence[ThumbRow],
+    groups: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, Any] | None:
     """Do answers that users liked score higher than those they disliked: {auc: {mean, low, high, n}, n_up, n_down, n_left_out, by: slicing ->
     slice -> the same}; n counts prompt families. None where fewer than two families have a thumb up, or down.
 
-    Of more than `validation.thumbs` rows some are drawn by a hash. Slicings: source, and the answer's length (thirds of its characters).
+    Of more than `validation.thumbs` rows some are drawn by a hash. Slicings: source, the answer's length (thirds of its characters), and `groups`
+    (thumb id -> name -> value).
     """
     assert config.validation is not None
     some = sorted(rows, key=lambda row: hashlib.sha256(row.thumb_id.encode()).digest())[: config.validation.thumbs]
@@ -70,9 +75,13 @@ def thumbs(
         "source": [row.source for row in some],
         "length": [("short", "middle", "long")[int(np.searchsorted(cuts, size, side="left"))] for size in sizes],
     }
+    declared = [(groups or {}).get(row.thumb_id, {}) for row in some]
+    slicings |= {
+        name: [mine.get(name, "") for mine in declared] for name in sorted({n for mine in declared for n in mine})
+    }
     by: dict[str, dict[str, Any]] = {}
     for name, values in slicings.items():
-        for value in sorted(set(values)):
+        for value in sorted(set(values) - {""}):
             inside = [i for i, mine in enumerate(values) if mine == value]
             found = _auc([scores[i] for i in inside], [some[i] for i in inside])
             if found is not None and len(inside) < len(some):

@@ -19,11 +19,14 @@ from plaudit.learn import checkpoint, distributed, losses, policy_card
 from plaudit.learn.advantages import RunningMoments, adaptive_kl_coef
 from plaudit.learn.configs import OnlineConfig
 from plaudit.learn.experience import Config, Data, Learner, Observed, Old, Row, run_trunks
-from plaudit.learn.guards import Floats, Sampled, spring_traps, text_figures
+from plaudit.learn.nets import Decoder
+from plaudit.learn.readings import Floats, Sampled, distances, spring_traps, text_figures
+from plaudit.learn.rewards import features, normed
 from plaudit.learn.run_folder import Clock, RunFolder
-from plaudit.learn.tokens import fitted, from_text, pack
+from plaudit.learn.tokens import at_tokens, fitted, from_text, pack
 
 MAX_TRAP_TOKENS = 512  # a padded text is cut here
+OPENING = 16  # tokens: means of longer texts lie nearer to each other, and nearly every response has as many
 
 
 def sampled_of(learner: Learner[OnlineConfig], seen: Observed, old: Old) -> Sampled:
@@ -45,9 +48,28 @@ def sampled_of(learner: Learner[OnlineConfig], seen: Observed, old: Old) -> Samp
     if "entropy" in old.columns:
         entropy = torch.where(seen.counts, old.columns["entropy"], 0.0)
         figures["entropy"] = (entropy.sum(dim=1) / seen.counts.sum(dim=1)).tolist()
+    states = opening_states(learner.base, seen)
+    if states is not None:
+        figures["embedding_distance"] = distances(states.double().numpy(), seen.rollout.group)
     ids = seen.rollout.response_ids
     texts = [learner.reward.tokenizer.decode(one) for one in ids]
     return Sampled(list(seen.rollout.group), [list(one) for one in ids], figures | text_figures(texts, ids))
+
+
+@torch.no_grad()
+def opening_states(base: Decoder, seen: Observed) -> Tensor | None:
+    """Mean state of each response's first OPENING tokens in the deepest frozen layer that the rollout was run through anyway: what it says,
+    in a space that does not move while the policy learns. None where no layer is frozen.   -> (N, D) fp32"""
+    trunk = max((one for one in seen.trunks.values() if one is not None), key=lambda one: one.layer, default=None)
+    if trunk is None or trunk.layer == 0:
+        return None
+    table = torch.zeros(seen.rollout.n, trunk.hidden.shape[-1])
+    for batch in seen.packs:
+        counts = batch.counts[:, :OPENING]
+        hidden = at_tokens(trunk.hidden[batch.source.clamp(min=0)], batch)[:, :OPENING]
+        states = features(normed(base, hidden, trunk.layer)) * counts[..., None]
+        table[batch.response] = states.sum(dim=1) / counts.sum(dim=1, keepdim=True)
+    return distributed.assembled(table, table.shape)
 
 
 def watch(learner: Learner[Config], seen: Observed, old: Old, step: int) -> tuple[Row, bool]:

@@ -5,7 +5,7 @@ Shapes: n pairs, G groups (prompts), N responses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
@@ -19,7 +19,7 @@ from plaudit.learn import pairs_file
 from plaudit.learn.batches import Batcher
 from plaudit.learn.configs import RewardConfig
 from plaudit.learn.nets import Decoder
-from plaudit.learn.pairs_file import Rejected
+from plaudit.learn.pairs_file import Pair, Rejected
 from plaudit.learn.tokens import ChatTokenizer, Rollout, from_text
 
 THUMB = "thumb"  # as a source
@@ -37,6 +37,7 @@ class Rows:
     votes: list[VoteRow] = field(default_factory=list)  # single votes behind what is held out
     thumbs: list[ThumbRow] = field(default_factory=list)  # of the training split, where they have a weight
     held_out_thumbs: list[ThumbRow] = field(default_factory=list)  # whether or not any are trained on
+    groups: dict[str, dict[str, str]] = field(default_factory=dict)  # row id -> name of a slicing -> the row's group
 
 
 def read_rows(config: RewardConfig) -> Rows:
@@ -46,11 +47,16 @@ def read_rows(config: RewardConfig) -> Rows:
     votes: list[VoteRow] = []
     thumbs: list[ThumbRow] = []
     shown_thumbs: list[ThumbRow] = []
+    groups: dict[str, dict[str, str]] = {}
     train: Sequence[PreferenceRow]
     held_out: Sequence[PreferenceRow]
     if config.snapshot:
         snapshot = open_snapshot(Path(config.snapshot))
-        rows, votes = snapshot.preferences(), snapshot.votes()
+        groups = {
+            id: {f"group:{name}": value for name, value in said.items()} for id, said in snapshot.groups().items()
+        }
+        rows = [in_group(row, groups.get(row.preference_id)) for row in snapshot.preferences()]
+        votes = snapshot.votes()
         every = snapshot.thumbs()
         thumbs = [one for one in every if one.split == "train"] if thumb_weight(config) else []
         shown_thumbs = [one for one in every if one.split in ("valid", "test")]
@@ -90,7 +96,13 @@ def read_rows(config: RewardConfig) -> Rows:
         [vote for vote in votes if vote.preference_id in shown],
         thumbs,
         shown_thumbs,
+        groups,
     )
+
+
+def in_group(row: PreferenceRow, groups: Mapping[str, str] | None) -> PreferenceRow:
+    """A row with the slices that its Snapshot says of it, as rows of files have them."""
+    return row if groups is None else Pair(**vars(row), slices=groups)
 
 
 def thumb_weight(config: RewardConfig) -> float:

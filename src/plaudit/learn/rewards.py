@@ -75,9 +75,14 @@ def read_states(model: RewardModel, batch: Pack, trunk: Trunk | None) -> Tensor:
         assert trunk.layer <= model.first_layer
         start, hidden = trunk.layer, trunk.hidden[batch.source.clamp(min=0)]
     hidden = decoder.run_layers(hidden, batch.positions, batch.mask, start, model.read_layer, model.adapter)
-    if model.read_layer == decoder.config.n_layers:
+    return normed(decoder, hidden, model.read_layer)
+
+
+def normed(decoder: Decoder, hidden: Tensor, layer: int) -> Tensor:
+    """Hidden states after so many layers, under the norm that the next one (or the head) would apply.   (..., D) -> (..., D)"""
+    if layer == decoder.config.n_layers:
         return decoder.final(hidden)
-    return rms_norm(hidden, decoder.layer(model.read_layer).input_norm, decoder.config.rms_eps)
+    return rms_norm(hidden, decoder.layer(layer).input_norm, decoder.config.rms_eps)
 
 
 def pooled(model: RewardModel, batch: Pack, trunk: Trunk | None) -> Tensor:

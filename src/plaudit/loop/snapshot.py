@@ -20,7 +20,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from plaudit.artifacts import THUMBS, ProvenanceRow, Snapshot, VoteRow, sha256_of, write_snapshot
+from plaudit.artifacts import THUMBS, GroupRow, ProvenanceRow, Snapshot, VoteRow, canonical, sha256_of, write_snapshot
 from plaudit.domain import (
     Feedback,
     FeedbackKind,
@@ -56,6 +56,7 @@ ONE_VOTE = 0.8
 THUMB, RATING = "thumb", "rating"  # the sources of thumbs: a user's, and what annotators' ratings make
 CUT_OFF = "length"  # the finish reason of an answer that met its token limit
 IMPORTED = "import"  # attribute of an Interaction that came with an import, which it names
+MAX_GROUPS = 50  # values of an attribute beyond which it is no group but an identifier
 UNCHOSEN = frozenset({"random", "import"})  # reasons to ask that are no active selection
 PREFERENCES, DEMONSTRATIONS, PROMPTS = "preferences", "demonstrations", "prompts"
 
@@ -93,7 +94,7 @@ def freeze(
     on, beside those of evaluations and of the suites in the package. finders: detectors of personal data of one's own, by kind.
     base_licence: of the base model, where a Release of it answered users.
     The same rows and options give the same Snapshot and record again.
-    Raises BadInput (fractions), Refused (nothing may enter; reasons say what the filters removed).
+    Raises BadInput (fractions, a group that is none), Refused (nothing may enter; reasons say what the filters removed).
     """
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9 or fractions[0] <= 0:
         raise BadInput(f"fractions are {tuple(fractions)}; give shares of train, valid and test that sum to 1.")
@@ -140,6 +141,7 @@ def freeze(
                 votes=_single_votes(tx, project_id, pool),
                 thumbs=pool.rows(THUMBS),
                 provenance=_provenance(pool, rights),
+                groups=_groups(pool),
                 pages=card.pages(body, config, card.figures(pool.kept())),
             )
     return _register(store, project_id, snapshot, {**counts, "filters": filters}, lineage, now), snapshot
@@ -215,6 +217,27 @@ def _provenance(pool: Pool, rights: licences.Rights) -> Iterator[ProvenanceRow]:
             model_licences=", ".join(map(rights.of_model, models)),
             terms=str(rights.terms(one.imported, models)),
         )
+
+
+def _groups(pool: Pool) -> list[GroupRow]:
+    """Of every row that says a group. Raises BadInput where an attribute has so many values that it names people, or none at all."""
+    found: dict[str, set[str]] = {name: set() for name in pool.curation.group_by}
+    rows = []
+    for one in pool.kept():
+        for name, value in one.groups:
+            found[name].add(value)
+        if one.groups:
+            rows.append(GroupRow(one.id, canonical(dict(one.groups)).decode()))
+    for name, values in found.items():
+        if len(values) > MAX_GROUPS:
+            raise BadInput(
+                f"The attribute {name!r} has {len(values)} values, which is an identifier and no group; group_by takes at most {MAX_GROUPS}."
+            )
+        if not values:
+            raise BadInput(
+                f"No Preference or thumb that may be trained on declares the attribute {name!r} of group_by."
+            )
+    return rows
 
 
 def _rights(pool: Pool, rights: licences.Rights) -> dict[str, Any]:
@@ -306,6 +329,7 @@ def _preferences(
                 imported=_imported(one.attributes),
                 active=one.reason is not None and one.reason not in UNCHOSEN,
                 slice=_slice(one.attributes, pool.curation.stratify_by),
+                groups=_declared(one.attributes, pool.curation.group_by),
                 probability=preference.probability,
                 weight=preference.weight,
                 sides=(preference.chosen_response_id, preference.rejected_response_id),
@@ -414,6 +438,7 @@ def _thumb(
             models=(one.model,),
             imported=_imported(one.attributes),
             slice=_slice(one.attributes, pool.curation.stratify_by),
+            groups=_declared(one.attributes, pool.curation.group_by),
         ),
         {
             "thumb_id": id,
@@ -425,6 +450,12 @@ def _thumb(
             "response_finished": one.finish_reason != CUT_OFF,
         },
     )
+
+
+def _declared(attributes: Mapping[str, Any], names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """The groups that are asked for, where the application declared them."""
+    said = [(name, attributes.get(name)) for name in names]
+    return tuple((name, str(value)) for name, value in said if isinstance(value, str | bool | int) and value != "")
 
 
 def _slice(attributes: Mapping[str, Any], stratify_by: str) -> str:

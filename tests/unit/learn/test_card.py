@@ -138,12 +138,16 @@ def test_thumbs_and_other_bases_are_said():
     thumbs = {
         **auc,
         "n_left_out": 0,
-        "by": {"length": {"long": {"auc": interval(0.5, 0.4, 0.6), "n_up": 20, "n_down": 20}}},
+        "by": {
+            "length": {"long": {"auc": interval(0.5, 0.4, 0.6), "n_up": 20, "n_down": 20}},
+            "group:plan": {"free": {**auc}},
+        },
     }
     config = RewardConfig(base="b", preferences="p", members=4, other_bases=("c",))
     text, _ = card.write(changed(thumbs=thumbs, bases=[{"spec": "small"}, {"spec": "large"}]), config)
     assert "| all | 80 | 40 | 0.610 (0.550 to 0.670" in text
     assert "| length: long | 20 | 20 | 0.500" in text
+    assert "| group plan: free | 80 | 40 | 0.610" in text
     assert "an adapter each, in turn on small and large" in text
     assert "not shown to tell answers that users liked" not in text
     weak, _ = card.write(changed(thumbs=thumbs | {"auc": interval(0.52, 0.45, 0.59)}), CONFIG)

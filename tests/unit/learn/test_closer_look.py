@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from plaudit.artifacts import PreferenceRow, ThumbRow, write_snapshot
-from plaudit.learn import base_models, closer_look, questions, reward, validation
+from plaudit.artifacts import GroupRow, PreferenceRow, ThumbRow, write_snapshot
+from plaudit.learn import base_models, bodies, closer_look, questions, reward, validation
 from plaudit.learn.configs import RewardConfig, from_dict
 from plaudit.learn.pairs_file import Pair
 from plaudit.learn.rewards import score_responses
@@ -37,8 +37,8 @@ def rows(n):
 
 def begin(base, some, **values):
     settings = config(base, **values)
-    decoder = reward.load_decoder(settings)
-    body = reward.start(settings, decoder, [0])
+    decoder = bodies.load_decoder(settings)
+    body = bodies.start(settings, decoder, [0])
     return settings, body, questions.encode(ChatTokenizer.load(base), some, settings, decoder)
 
 
@@ -57,6 +57,10 @@ def test_traps_and_ablations_are_set_as_asked(base):
     assert set(found["traps"]["by"]) == set(validation.TRAPS)
     assert [len(one["sentences"]) for one in found["ablations"]] == [2, 2, 2]
     assert look(trap_prompts=0, ablations=0) == {}
+    held_out = questions.Rows(some, some[3:], [], 0)
+    assert (
+        closer_look.look_closer(settings, tokenizer, model, held_out)["traps"]["n"] == 1
+    )  # not of what it was trained on
 
 
 def test_scores_for_traps_are_those_of_the_checkpoint(base):
@@ -99,7 +103,7 @@ def test_thumbs_are_compared_with_scores_pair_by_pair(base):
     settings, body, data = begin(base, rows(3), validation={"thumbs": 14})
     model, _ = reward.finished_model(settings, [body], [data])
     tokenizer = ChatTokenizer.load(base)
-    texts = [letter * n for letter, n in zip("abcdefghijklmn", (3, 9, 20) * 5, strict=False)]
+    texts = [letter * n for letter, n in zip("abcdefghijklmn", (3, 9, 20, 9) * 5, strict=False)]
     some = [given(i, text, i % 3 == 0, i % 5 > 0, "rating" if i > 9 else "thumb") for i, text in enumerate(texts)]
     scores = []
     for one in some:
@@ -119,10 +123,19 @@ def test_thumbs_are_compared_with_scores_pair_by_pair(base):
     assert found["auc"]["low"] < found["auc"]["mean"] < found["auc"]["high"]
     assert found["by"]["source"]["thumb"]["auc"]["mean"] == pytest.approx(share(range(10)))
     assert "rating" not in found["by"]["source"]  # one up alone
+    short = [i for i, text in enumerate(texts) if len(text) < 20]
+    assert found["by"]["length"]["short"]["auc"]["mean"] == pytest.approx(share(short))
+    assert "source" not in closer_look.thumbs(settings, tokenizer, model, some[:10])["by"]  # one source is no slicing
     few = closer_look.thumbs(config(base, validation={"thumbs": 11}), tokenizer, model, some)
     assert few["n_up"] + few["n_down"] == 11
     assert few["n_left_out"] == 3
     assert closer_look.thumbs(settings, tokenizer, model, [one for one in some if one.up]) is None
+    groups = {one.thumb_id: {"group:plan": "free"} for one in some[7:]} | {some[0].thumb_id: {"group:plan": "pro"}}
+    by = closer_look.look_closer(settings, tokenizer, model, questions.Rows(rows(3), [], [], 0, [], [], some, groups))[
+        "thumbs"
+    ]["by"]
+    assert list(by["group:plan"]) == ["free"]  # one thumb of another plan alone, and six that say none
+    assert by["group:plan"]["free"]["auc"]["mean"] == pytest.approx(share(range(7, 14)))
     nothing = closer_look.look_closer(settings, tokenizer, model, questions.Rows(rows(3), [], [], 0))
     assert "thumbs" not in nothing
 
@@ -133,6 +146,12 @@ def test_held_out_thumbs_are_read_without_a_weight(base, tmp_path):
     snapshot = write_snapshot(tmp_path, pairs, [], [], {}, {}, thumbs=[trained, shown]).folder
     read = questions.read_rows(config(base, preferences="", snapshot=str(snapshot)))
     assert (read.thumbs, read.held_out_thumbs) == ([], [shown])
+    said = [GroupRow("p1", '{"plan":"free"}'), GroupRow(shown.thumb_id, '{"plan":"pro"}')]
+    grouped = write_snapshot(tmp_path, pairs, [], [], {}, {}, thumbs=[trained, shown], groups=said).folder
+    found = questions.read_rows(config(base, preferences="", snapshot=str(grouped)))
+    assert found.groups[shown.thumb_id] == {"group:plan": "pro"}
+    assert validation.slices_of(found.train)["group:plan"] == ["", "free"]
+    assert [as_row(row) for row in found.train] == read.train == pairs
     weighed = config(base, preferences="", snapshot=str(snapshot), source_weights=[{"source": "thumb", "weight": 1.0}])
     assert questions.read_rows(weighed).thumbs == [trained]
 

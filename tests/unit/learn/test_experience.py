@@ -132,6 +132,16 @@ def test_a_loss_or_gradient_that_is_no_number_names_its_minibatch():
 
     with pytest.raises(TrainingStopped, match=r"minibatch 2, 1 prompts \('x{40}'\): its loss is not a number"):
         run(broken)
+    some.config, some.generator = config("s", minibatches=2, epochs=2), torch.Generator().manual_seed(1)
+    assert torch.randperm(2, generator=torch.Generator().manual_seed(1)).tolist() == [1, 0]
+    met = []
+
+    def later(packs, _):
+        met.append(packs)
+        return found | {"policy_loss": float("nan") if len(met) == 3 else 0.0}, 0.0
+
+    with pytest.raises(TrainingStopped, match=r"epoch 2, minibatch 2, 1 prompts"):  # the first of the second epoch
+        run(later)
 
 
 def test_kl_is_told_by_response_by_token_and_at_its_tail():

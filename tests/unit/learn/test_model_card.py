@@ -41,7 +41,7 @@ def test_a_reward_models_figures_pictures_and_licence(base, tmp_path):
     model = RewardModel(
         decoder, Adapter(decoder.config, 4, 8, 2, ["q_proj"], seed=1), ScalarHead(64), "last", 2, 1.0, read_layer=4
     )
-    metrics = {"accuracy": 0.7125, "log_loss": 0.58, "by": {"ece": 0.031}, "loss": "dpo", "none": None}
+    metrics = {"accuracy": 0.7125, "log_loss": 0.58, "by": {"ece": 0.031}, "loss": "dpo", "none": None, "stopped": True}
     parents = {"snapshot": SHA}
     checkpoint.save_reward(
         tmp_path / "r", model, base, parents, metrics, "## Known limits\n\n![c](c.svg)", {"c.svg": "<svg/>"}
@@ -55,6 +55,8 @@ def test_a_reward_models_figures_pictures_and_licence(base, tmp_path):
     assert (said.license, said.pipeline_tag, said.library_name) == ("apache-2.0", "text-classification", "transformers")
     assert (said.datasets, said.model_name) == (["plaudit-snapshot-555555555555"], f"reward-{manifest.id[:12]}")
     assert "reward-model" in said.tags
+    assert said.base_model is None, "tiny is no name on the hub"
+    assert "Nobody has said it" not in card.text
     assert (tmp_path / "out" / "c.svg").read_text() == "<svg/>"
     assert "## Known limits\n\n![c](c.svg)" in card.text, "the whole card, not only its beginning"
     assert f"- snapshot {SHA}" in card.text
@@ -81,3 +83,6 @@ def test_what_the_gate_saw_of_a_policy(base, tmp_path):
     assert "| suites.refusals.de | 0.125 | 0.000 to 0.300 |" in card.text
     assert "Nobody has said it" in card.text
     assert "## Evaluation" not in model_card.readme(manifest, "", "peft", "how")
+    open_still = model_card.readme(manifest, "", "merged", "how", EVALUATION | {"gate": "", "reasons": []})
+    assert "No gate has judged it. Suite" in open_still
+    assert "base_model_relation: finetune" in open_still

@@ -26,7 +26,7 @@ def test_an_online_policy_with_its_guards_and_the_limits_that_its_figures_show()
     text, pictures = policy_card.write(ONLINE, config(PPOConfig, reward="r", seed=4), "## Guards\n\nNothing fired.")
     assert "snap-7" in text
     assert "/data" not in text, "no paths of this machine"
-    assert "seed 4" in text
+    assert "a LoRA adapter of rank 16 on all layers; seed 4" in text
     assert "2 rollouts of 2 (ended by its KL budget)" in text
     assert "0.500 before, 0.250 kept, at 1.900 nats" in text
     assert "| kl | 0.000 | 2.000 |" in text
@@ -56,6 +56,8 @@ def test_supervised_policies_say_what_was_held_out() -> None:
     assert "lower before the end" in text
     assert "| accuracy | 0.600 | 0.600 |" in text
     ET.fromstring(pictures["curve.svg"])
-    text, pictures = policy_card.write({"program": "sft", "n_train": 40, "curve": []}, config(SFTConfig))
+    again = config(SFTConfig, start="/runs/last", lora=None, first_layer=3)
+    text, pictures = policy_card.write({"program": "sft", "n_train": 40, "curve": []}, again)
+    assert "full weights of layers from 3 on, starting from last; seed 0" in text
     assert pictures == {}
     assert "Nothing was held out" in text

@@ -14,12 +14,23 @@ import torch
 
 from plaudit.artifacts import PromptRow, read_manifest, write_snapshot
 from plaudit.errors import BadInput, ConfigError
-from plaudit.learn import base_models, checkpoint, closer_look, experience, ppo, reward, score
+from plaudit.learn import (
+    base_models,
+    bodies,
+    checkpoint,
+    closer_look,
+    experience,
+    pairs_file,
+    ppo,
+    reward,
+    score,
+    validation,
+)
 from plaudit.learn.composed import ComposedReward
 from plaudit.learn.configs import ModelTerm, PPOConfig, RewardConfig, ScoreConfig, from_dict
 from plaudit.learn.export import export
 from plaudit.learn.nets import Decoder
-from plaudit.learn.readers import Reader, Readers, Texts, texts_of
+from plaudit.learn.readers import Reader, Readers, Texts, belongs, texts_of
 from plaudit.learn.rewards import member_scores, score_responses
 from plaudit.learn.run_folder import Clock, RunFolder, read_jsonl
 from plaudit.learn.tokens import ChatTokenizer, Rollout, from_text, pack, run_trunk
@@ -111,6 +122,31 @@ def test_members_learn_on_their_own_bases_and_come_back(trained, model, two_base
     np.testing.assert_allclose(looked[0], (raw.mean(dim=0) / model.sd)[2:], atol=1e-4)
 
 
+def test_held_out_figures_are_of_each_member_in_its_own_tokens(trained, model, pairs, two_bases):
+    """Computed once more from the Checkpoint; pairs like these are told apart in wrong tokens too."""
+    train, held_out, _ = pairs_file.read_split(str(pairs), valid_fraction=0.3)
+    settings, tokenizer = config(two_bases, preferences="p"), ChatTokenizer.load(two_bases[0])
+
+    def scored(member, some):
+        texts = [(row.chosen, row.rejected) for row in some]
+        ends = [(True, True)] * len(some)
+        return np.array(
+            closer_look.score_texts(settings, tokenizer, member, [row.messages for row in some], texts, ends)
+        )
+
+    gaps = []
+    for member in model.members:
+        gaps.append((scored(member, held_out) @ [1.0, -1.0]) * member.sd)
+        reference = scored(member, train)
+        assert reference.mean() == pytest.approx(0.0, abs=1e-3)
+        assert reference.std(ddof=1) == pytest.approx(1.0, abs=1e-3)
+    result = trained[1]
+    assert result["ensemble"]["logit_sd"] == pytest.approx(np.std(gaps, axis=0, ddof=1).mean(), rel=1e-3)
+    for m, own in enumerate(gaps):
+        last = [point for point in result["curve"] if point["member"] == m][-1]
+        assert last["log_loss"] == pytest.approx(validation.figures(own, held_out)["log_loss"], rel=1e-3)
+
+
 def test_a_composed_reward_reads_all_of_them(trained, model, two_bases):
     """From the policy's ids: decoded, read anew; and from the other base, where the roles are exchanged."""
     tiny, other = two_bases
@@ -130,6 +166,31 @@ def test_a_composed_reward_reads_all_of_them(trained, model, two_bases):
     each = [by_hand(m, base, m.sd) for m, base in zip(model.members, (tiny, other, tiny), strict=True)]
     for total in totals:
         torch.testing.assert_close(total, torch.stack(each).min(dim=0).values, atol=1e-4, rtol=0)
+
+
+def test_a_base_that_was_downloaded_beside_the_program_s_is_found(two_bases, trained, tmp_path):
+    """In the hub's layout, whose folders of revisions lie three levels below the cache."""
+    said = read_manifest(trained[0] / "checkpoint", "checkpoint").body["reward"]["members"][1]["stands_on"]
+    places = []
+    for name, base in zip(("one", "two"), two_bases, strict=True):
+        place = tmp_path / "hub" / f"models--a--{name}" / "snapshots" / "abc"
+        place.parent.mkdir(parents=True)
+        place.symlink_to(base)
+        places.append(place)
+    assert Readers((), places[0], torch.float32, 512).find(said).folder == places[1]
+    assert Readers((), tmp_path / "elsewhere" / "one", torch.float32, 512).find(said) is None
+
+
+def test_a_base_is_known_by_all_three_facts(two_bases):
+    here = base_models.identity(two_bases[0])
+    facts = {
+        "base": {"sha256": here.sha256},
+        "tokenizer_sha256": here.tokenizer_sha256,
+        "template_sha256": here.template_sha256,
+    }
+    assert belongs(facts, here)
+    for name in facts:
+        assert not belongs(facts | {name: {"sha256": "0"} if name == "base" else "0"}, here)
 
 
 def test_score_finds_the_base_beside_its_own(trained, two_bases, tmp_path):
@@ -223,5 +284,5 @@ def test_bases_that_make_no_ensemble_are_refused(two_bases, pairs):
     with pytest.raises(ConfigError, match="cannot share one"):
         config(two_bases, preferences="p", members_share="body")
     with pytest.raises(ConfigError, match="need it named once"):
-        reward.load_bases(config(two_bases, preferences=str(pairs), other_bases=[str(tiny)]))
+        bodies.load_bases(config(two_bases, preferences=str(pairs), other_bases=[str(tiny)]))
     assert base_models.identity(tiny) != base_models.identity(other)

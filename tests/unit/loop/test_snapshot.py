@@ -469,6 +469,28 @@ def test_slices_and_active_selection_come_from_the_store(store: Store, chat: Cha
     assert len(capped.preferences()) == 5
 
 
+def test_groups_are_those_that_are_asked_for_and_no_identifiers(store: Store, chat: Chat, tmp_path: Path) -> None:
+    said = {"plan": "free", "paid": False, "email": "x@example.org", "score": 0.5}
+    asked = [chat(f"question {i}", (f"answer {i}",), attributes={**said, "number": i} if i else {}) for i in range(52)]
+    annotated(store, asked[:2])
+    feedback(store, asked[1], "thumb", {"up": True})
+    for one in asked[1:]:
+        feedback(store, one, "thumb", {"up": False})
+    _, plain = frozen(store, tmp_path)
+    _, grouped = frozen(store, tmp_path, curation=Curation(group_by=("plan", "paid")))
+    assert plain.groups() == {}
+    assert "group_by" not in plain.manifest.body["config"]["curation"]
+    thumbs = {row.thumb_id for row in grouped.thumbs()}
+    preferences = {row.preference_id for row in grouped.preferences() if row.messages[0]["content"] == "question 1"}
+    assert len(preferences) > 0
+    assert grouped.groups() == {id: {"plan": "free", "paid": "False"} for id in thumbs | preferences}
+    with pytest.raises(BadInput, match="'number' has 51 values, which is an identifier and no group"):
+        frozen(store, tmp_path, curation=Curation(group_by=("number",)))
+    for missing in ("nowhere", "score"):  # a fraction says no group
+        with pytest.raises(BadInput, match=f"No Preference or thumb .* declares the attribute '{missing}'"):
+            frozen(store, tmp_path, curation=Curation(group_by=(missing,)))
+
+
 def test_nothing_that_a_forbidding_upstream_wrote_enters(store: Store, chat: Chat, tmp_path: Path) -> None:
     theirs = crowd(chat, 3)  # answered by the model `base`
     annotated(store, theirs)

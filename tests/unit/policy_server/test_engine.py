@@ -220,7 +220,12 @@ def test_stopping_tells_those_who_wait(decoder, base):
         long = job(PROMPTS[0], max_new_tokens=1900, stream=True)
         engine.submit(long)
         await long.pieces.get()
+        exchange = asyncio.create_task(asyncio.to_thread(engine.reload, decoder))
+        while engine._fresh is None:
+            await asyncio.sleep(0)
         await asyncio.to_thread(engine.stop)
+        with pytest.raises(Unavailable, match="stopping"):
+            await exchange
         with pytest.raises(Unavailable, match="stopping"):
             await finish(long)
         with pytest.raises(Unavailable, match="stopping"):
@@ -228,6 +233,33 @@ def test_stopping_tells_those_who_wait(decoder, base):
 
     asyncio.run(run())
     assert not engine.alive
+
+
+def test_what_runs_ends_with_the_old_weights_and_what_waits_begins_with_the_new(start, decoder, base):
+    other = Decoder.load(base, torch.float32)
+    with torch.no_grad():
+        other.get_parameter("head").mul_(-1.0)
+    engine = start()
+
+    async def run():
+        long = job(PROMPTS[0], max_new_tokens=60, stream=True, seed=4)
+        engine.submit(long)
+        ids = list((await long.pieces.get()).ids)
+        exchange = asyncio.create_task(asyncio.to_thread(engine.reload, other))
+        while engine._fresh is None:
+            await asyncio.sleep(0)
+        waits = job(PROMPTS[1])
+        engine.submit(waits)
+        with pytest.raises(Unavailable, match="exchanged already"):
+            engine.reload(decoder)
+        ids += [token for piece in (await finish(long))[0] for token in piece.ids]
+        await exchange
+        return ids, [token for piece in (await finish(waits))[0] for token in piece.ids]
+
+    old, new = asyncio.run(run())
+    assert old == generate(decoder, [PROMPTS[0]], 1, Sampling(60, seed=4)).rollout.response_ids[0]
+    assert new == generate(other, [PROMPTS[1]], 1, Sampling(16, seed=3)).rollout.response_ids[0]
+    assert len(old) > 40, "long enough to be under way"
 
 
 def test_each_request_samples_with_its_own_adapter(start, decoder):

@@ -144,7 +144,8 @@ class GuardsConfig:
         (1.5, 2.0), "each format figure over that of the first rollout; critical only where the score is up"
     )
     diversity: Limits | None = option(
-        (0.15, 0.3), "fall of distinct-1/2/3 and of entropy, relative to the first rollout"
+        (0.15, 0.3),
+        "fall of distinct-1/2/3, of entropy, of embedding distance and of 1 - Self-BLEU, relative to the first rollout",
     )
     outliers: Limits | None = option((0.01, 0.05), "share of scores above the first rollout's 99.9 % quantile")
     traps: int = option(4, "prompts to which trap texts are scored once, at the start; 0: none")

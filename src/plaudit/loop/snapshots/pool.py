@@ -83,6 +83,12 @@ class Curation:
     stratify_by: str = field(
         default="", metadata={"help": "Attribute of interactions whose values are the slices that splits are even in."}
     )
+    group_by: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "Attribute of interactions that says a group: a reward model's card reports each value apart."
+        },
+    )
     evaluation_fraction: float = field(
         default=0.0,
         metadata={"help": "Share of prompt families in a fourth split, evaluation, without active selection."},
@@ -106,7 +112,10 @@ class Curation:
         personal_data.rules(self.personal_data)
 
     def to_json(self) -> dict[str, Any]:
+        """All options but `group_by` where there is none: a Snapshot without groups keeps the id that it always had."""
         plain = asdict(self)
+        if not self.group_by:
+            del plain["group_by"]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
 
@@ -151,6 +160,7 @@ class Candidate:
     forbidden: bool = False  # the terms that were declared of its import or models forbid training
     active: bool = False  # active selection asked for it
     slice: str = ""
+    groups: tuple[tuple[str, str], ...] = ()  # attribute and value of those in `group_by`
     probability: float = 1.0
     weight: float = 0.0
     sides: tuple[str, str] | None = None  # response ids of chosen and rejected
