@@ -75,11 +75,13 @@ StartService = Callable[..., Service]
 
 
 @pytest.fixture
-def start_service(tmp_path: Path) -> Iterator[StartService]:
+def start_service(tmp_path: Path, with_schema: Callable[[Path], str]) -> Iterator[StartService]:
     """Starts a service whose live release is at `upstream`; call it at most once a test."""
 
     def start(upstream: str = "fake:", model: str = "fake-1", **settings: Any) -> Service:
         chosen = Settings(home=tmp_path, **settings)
+        if not settings.get("store_url"):
+            with_schema(tmp_path / "store.sqlite")
         store = open_store(chosen.database_url)
         project = govern.ensure_project(store, utc_now())
         assert project.id == DEFAULT_PROJECT

@@ -27,7 +27,7 @@ def run(key: str, **more: object) -> Run:
     return replace(Run(id=new_id(Run), project_id="prj", step="ppo", key=key, turn=1, created_at=NOW), **more)  # type: ignore[arg-type]
 
 
-def test_sqlite_is_durable_patient_and_lets_readers_go_on(sqlite_url: str) -> None:
+def test_sqlite_is_durable_patient_and_lets_readers_go_on(sqlite_url: str, synced: None) -> None:
     store = open_store(sqlite_url)
     with store.read() as tx:
         said = {name: tx.connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in
