@@ -49,6 +49,15 @@ END $$
 """
 
 
+LONG = ("e2e", "service", "learning", "invariance")  # folders whose files take up to minutes each
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest go first, or one worker would end alone with a file of minutes; within a folder and after these the order stays random.
+    By itself `--dist loadfile` starts with the files of most tests, and the longest of ours have one to four."""
+    items.sort(key=lambda item: next((n for n, folder in enumerate(LONG) if folder in item.path.parts), len(LONG)))
+
+
 @dataclass
 class Postgres:
     """A running server that nobody else can reach."""
