@@ -56,8 +56,8 @@ class Service:
         return govern.create_key(self.store, self.project.id, name, roles, person, now=utc_now())[1]
 
     def stored(self, kind: type, at_least: int = 1, **equals: Any) -> list[Any]:
-        """Rows, waited for up to 10 s: the end of a request that its client left is recorded behind its back."""
-        deadline = time.monotonic() + 10
+        """Rows, waited for up to a minute: the end of a request that its client left is recorded behind its back."""
+        deadline = time.monotonic() + 60
         while len(found := self.store.find(kind, **equals)) < at_least:
             assert time.monotonic() < deadline, f"no {at_least} rows of {kind.__name__}, only {found}"
             time.sleep(0.01)

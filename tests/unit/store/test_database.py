@@ -114,7 +114,7 @@ def test_a_reader_keeps_its_view_while_others_write(store: Store) -> None:
         assert tx.count(Person) == 0
         writer = threading.Thread(target=store.add, args=(somebody("ann"),))
         writer.start()
-        writer.join(10)
+        writer.join(25)  # less than the patience of a writer that a reader holds up
         assert not writer.is_alive()
         assert tx.count(Person) == 0
     assert store.count(Person) == 1
