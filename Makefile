@@ -13,10 +13,10 @@ demo: $(STAMP)  ## one turn of the whole loop on a real language model
 	$(BIN)/plaudit demo $(ARGS)
 
 test: check  ## check, then every test that is not marked slow
-	$(BIN)/pytest -q -n 2 --dist loadfile -m "not slow" $(ARGS)
+	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 test-slow: $(STAMP)  ## the rest: real weights, twins, crash tests, Monte Carlo
-	$(BIN)/pytest -q -n 2 --dist loadfile -m slow $(ARGS)
+	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m slow $(ARGS)
 
 check: $(STAMP)  ## lint, format, types, import laws
 	$(BIN)/ruff check

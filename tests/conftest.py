@@ -1,26 +1,31 @@
 """Before anything imports torch: idle threads must wait, not spin, because tests share their cores with the servers they start.
 
-And a throwaway PostgreSQL: `postgres_url` is an empty database of its own, `postgres_store_url` one with today's schema and no rows.
+And a throwaway PostgreSQL: `postgres_url` is an empty database of its own, `postgres_store_url` one with today's schema and no rows. SQLite in
+this process waits for no disk, and `with_schema(file)` is a store with today's schema that ran no migration.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import os
 import pwd
 import shlex
 import shutil
+import sqlite3
+import ssl
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -42,6 +47,15 @@ DO $$ DECLARE name text; filled bool; BEGIN
   END LOOP;
 END $$
 """
+
+
+LONG = ("e2e", "service", "learning", "invariance")  # folders whose files take up to minutes each
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest go first, or one worker would end alone with a file of minutes; within a folder and after these the order stays random.
+    By itself `--dist loadfile` starts with the files of most tests, and the longest of ours have one to four."""
+    items.sort(key=lambda item: next((n for n, folder in enumerate(LONG) if folder in item.path.parts), len(LONG)))
 
 
 @dataclass
@@ -136,3 +150,56 @@ def postgres_url(postgres: Postgres) -> Iterator[str]:
 def postgres_store_url(postgres: Postgres) -> Iterator[str]:
     yield postgres.url(WITH_SCHEMA)
     postgres.ask(EMPTY, WITH_SCHEMA)
+
+
+# --- SQLite --------------------------------------------------------------------------------------------------------------
+
+
+def _wait_for_no_disk(connection: Any, record: Any, proxy: Any) -> None:
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous=OFF")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_disk() -> Iterator[None]:
+    """What the product commits to SQLite in this process it does not sync: thousands of commits would wait for a disk that nobody pulls out.
+    The processes that tests start do sync, and test_power_loss looks at their calls; `synced` is for what must be seen here."""
+    sa.event.listen(sa.pool.Pool, "checkout", _wait_for_no_disk)
+    yield
+    sa.event.remove(sa.pool.Pool, "checkout", _wait_for_no_disk)
+
+
+@pytest.fixture
+def synced(no_disk: None) -> Iterator[None]:
+    """SQLite as the product sets it up."""
+    sa.event.remove(sa.pool.Pool, "checkout", _wait_for_no_disk)
+    yield
+    sa.event.listen(sa.pool.Pool, "checkout", _wait_for_no_disk)
+
+
+@pytest.fixture(scope="session")
+def with_schema(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
+    """with_schema(file) -> the URL of a SQLite store with today's schema: a new one is a copy, for a tenth of what all migrations take."""
+    from plaudit.store.database import open_store
+
+    made = tmp_path_factory.mktemp("schema") / "store.sqlite"
+    open_store(f"sqlite:///{made}").close()
+
+    def copy(file: Path) -> str:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists():  # or rows that a test put there would go
+            shutil.copyfile(made, file)
+        return f"sqlite:///{file}"
+
+    return copy
+
+
+# --- HTTP ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True, scope="session")
+def certificates_read_once() -> Iterator[None]:
+    """Every client of httpx reads all the world's certificates, 50 ms of a core, also where it only speaks http to this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl, "create_default_context", functools.cache(ssl.create_default_context))
+        yield

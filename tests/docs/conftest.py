@@ -6,7 +6,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,9 +95,9 @@ class Running:
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Running]:
+def service(tmp_path: Path, with_schema: Callable[[Path], str]) -> Iterator[Running]:
     settings = Settings(home=tmp_path)
-    store = open_store(settings.database_url)
+    store = open_store(with_schema(tmp_path / "store.sqlite"))
     project = govern.ensure_project(store, utc_now())
     release.register_base(store, project.id, "fake-1", "fake:", utc_now())
     listener = socket.create_server(("127.0.0.1", 0))

@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,9 +103,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def console(tmp_path: Path) -> Iterator[Console]:
+def console(tmp_path: Path, with_schema: Callable[[Path], str]) -> Iterator[Console]:
     settings = Settings(home=tmp_path / "home")
-    store = open_store(settings.database_url)
+    store = open_store(with_schema(settings.home / "store.sqlite"))
     govern.ensure_project(store, utc_now())
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(

@@ -56,8 +56,8 @@ class Service:
         return govern.create_key(self.store, self.project.id, name, roles, person, now=utc_now())[1]
 
     def stored(self, kind: type, at_least: int = 1, **equals: Any) -> list[Any]:
-        """Rows, waited for up to 10 s: the end of a request that its client left is recorded behind its back."""
-        deadline = time.monotonic() + 10
+        """Rows, waited for up to a minute: the end of a request that its client left is recorded behind its back."""
+        deadline = time.monotonic() + 60
         while len(found := self.store.find(kind, **equals)) < at_least:
             assert time.monotonic() < deadline, f"no {at_least} rows of {kind.__name__}, only {found}"
             time.sleep(0.01)
@@ -75,11 +75,13 @@ StartService = Callable[..., Service]
 
 
 @pytest.fixture
-def start_service(tmp_path: Path) -> Iterator[StartService]:
+def start_service(tmp_path: Path, with_schema: Callable[[Path], str]) -> Iterator[StartService]:
     """Starts a service whose live release is at `upstream`; call it at most once a test."""
 
     def start(upstream: str = "fake:", model: str = "fake-1", **settings: Any) -> Service:
         chosen = Settings(home=tmp_path, **settings)
+        if not settings.get("store_url"):
+            with_schema(tmp_path / "store.sqlite")
         store = open_store(chosen.database_url)
         project = govern.ensure_project(store, utc_now())
         assert project.id == DEFAULT_PROJECT

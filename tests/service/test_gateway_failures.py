@@ -123,7 +123,8 @@ def test_a_hiccup_before_the_first_byte_is_tried_again_once(start_service, serve
     async def handler(request: Request):
         asked.append(await request.json())
         if len(asked) == 1:
-            raise Midway
+            # Where it promised to keep the connection and then raised, it might close it under the second request.
+            return PlainTextResponse("Internal Server Error", 500, {"connection": "close"})
         if stream:
             return await streaming(*words("better"), protocol.DONE)(request)
         return JSONResponse(
@@ -194,7 +195,7 @@ def test_a_client_that_leaves_midway_cancels_the_generation_and_leaves_its_part(
     (response,) = service.stored(Response)
     assert response.text.startswith(" 0 1 2 3 4 5")
     assert len(response.text) < 1000
-    assert stopped.wait(10), "the model server was left generating"
+    assert stopped.wait(60), "the model server was left generating"
 
 
 def test_a_client_that_leaves_a_whole_completion_cancels_it_too(start_service, serve) -> None:
@@ -214,7 +215,7 @@ def test_a_client_that_leaves_a_whole_completion_cancels_it_too(start_service, s
     assert reached.is_set()
     (completion,) = service.stored(Completion)
     assert completion.status == CompletionStatus.CANCELLED
-    assert stopped.wait(10), "the model server was left generating"
+    assert stopped.wait(60), "the model server was left generating"
     assert service.store.count(Interaction) == 1
 
 

@@ -61,7 +61,7 @@ def url(base, policy):
     process, url = launch(base, "--adapter", f"v1={policy}")
     yield url
     process.terminate()
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     process.stdout.close()
     process.stderr.close()
 

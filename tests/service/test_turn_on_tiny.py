@@ -48,7 +48,7 @@ def url(base: Path) -> Iterator[str]:
     assert line.startswith("ready ")
     yield line.split()[1]
     process.terminate()
-    process.wait(20)
+    process.wait(60)
     process.stdout.close()
 
 

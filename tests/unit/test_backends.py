@@ -96,7 +96,7 @@ def test_answers_come_in_the_order_of_the_requests_and_never_too_many_at_once(se
             most = max(most, at_once)
             if at_once == 3:
                 both_in.set()
-        both_in.wait(5)
+        both_in.wait(30)
         with lock:
             at_once -= 1
         return 200, {}, answered(body["messages"][0]["content"])

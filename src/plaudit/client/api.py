@@ -19,7 +19,7 @@ from openai import AsyncOpenAI, AsyncStream, DefaultAsyncHttpxClient, DefaultHtt
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from plaudit.client.feedback import Feedback, Tokens
-from plaudit.client.wire import AsyncHttp, Http, given, service_url
+from plaudit.client.wire import AsyncHttp, Http, certificates, given, service_url
 
 DEFAULT_URL = "http://127.0.0.1:8484"
 MODEL = "plaudit"  # whatever release the user is assigned to
@@ -46,7 +46,7 @@ class Plaudit:
             api_key=api_key or "none",
             timeout=timeout_s,
             max_retries=retries,
-            http_client=DefaultHttpxClient(event_hooks={"response": [self._tokens.hook]}),
+            http_client=DefaultHttpxClient(verify=certificates(), event_hooks={"response": [self._tokens.hook]}),
         )
         self.feedback: Feedback[dict[str, Any]] = Feedback(self._give)
         self.annotation = AnnotationClient(self._http)
@@ -114,7 +114,9 @@ class AsyncPlaudit:
             api_key=api_key or "none",
             timeout=timeout_s,
             max_retries=retries,
-            http_client=DefaultAsyncHttpxClient(event_hooks={"response": [self._tokens.async_hook]}),
+            http_client=DefaultAsyncHttpxClient(
+                verify=certificates(), event_hooks={"response": [self._tokens.async_hook]}
+            ),
         )
         self.feedback: Feedback[Awaitable[dict[str, Any]]] = Feedback(self._give)
 

@@ -27,7 +27,7 @@ from plaudit.client.api import DEFAULT_URL, logged
 from plaudit.client.feedback import Feedback, Tokens
 from plaudit.client.outbox import FEEDBACK, INTERACTIONS, Outbox
 from plaudit.client.relay import Relay
-from plaudit.client.wire import given, headers_of, service_url
+from plaudit.client.wire import certificates, given, headers_of, service_url
 from plaudit.errors import BadInput
 
 Client = TypeVar("Client", OpenAI, AsyncOpenAI)
@@ -61,7 +61,13 @@ class Capture:
         self._not_asked_until = 0.0
 
         def connect() -> httpx.Client:
-            return httpx.Client(base_url=self._url, headers=headers_of(api_key), timeout=timeout_s, transport=transport)
+            return httpx.Client(
+                base_url=self._url,
+                headers=headers_of(api_key),
+                timeout=timeout_s,
+                transport=transport,
+                verify=certificates(),
+            )
 
         self._http = connect()
         self.outbox = Outbox(
@@ -78,8 +84,11 @@ class Capture:
             raise BadInput(f"Capture.wrap was given a {type(client).__name__}; give it an OpenAI or AsyncOpenAI.")
         if isinstance(client, AsyncOpenAI):
             hooks = {"response": [self._tokens.async_hook]}
-            return client.with_options(**to, http_client=DefaultAsyncHttpxClient(event_hooks=hooks))
-        return client.with_options(**to, http_client=DefaultHttpxClient(event_hooks={"response": [self._tokens.hook]}))
+            return client.with_options(
+                **to, http_client=DefaultAsyncHttpxClient(verify=certificates(), event_hooks=hooks)
+            )
+        http_client = DefaultHttpxClient(verify=certificates(), event_hooks={"response": [self._tokens.hook]})
+        return client.with_options(**to, http_client=http_client)
 
     def token(self, interaction_id: str) -> str | None:
         """What lets the browser rate this answer: give it to the page beside the id. None for an answer that did not come through here."""

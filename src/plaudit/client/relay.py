@@ -17,6 +17,8 @@ from typing import Any
 
 import httpx
 
+from plaudit.client.wire import certificates
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -35,7 +37,7 @@ class Relay:
     def __init__(self, url: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
         """`transport` takes the place of the network."""
         self._url = url
-        self._verify: Any = True if transport else httpx.create_ssl_context()  # once: it takes a while
+        self._verify = certificates()  # before a browser waits for it
         self._transport = transport
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

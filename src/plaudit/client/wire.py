@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import httpx
@@ -43,6 +45,12 @@ def headers_of(api_key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {api_key}"} if api_key else {}
 
 
+@cache
+def certificates() -> ssl.SSLContext:
+    """Whom every client of this process trusts, read once: to read them takes longer than a hundred requests."""
+    return httpx.create_ssl_context()
+
+
 class Http:
     """For the thread that calls."""
 
@@ -50,7 +58,12 @@ class Http:
         self, url: str, api_key: str, timeout_s: float, retries: int, transport: httpx.BaseTransport | None
     ) -> None:
         self._client = httpx.Client(
-            base_url=url, headers=headers_of(api_key), timeout=timeout_s, limits=LIMITS, transport=transport
+            base_url=url,
+            headers=headers_of(api_key),
+            timeout=timeout_s,
+            limits=LIMITS,
+            transport=transport,
+            verify=certificates(),
         )
         self._retries = retries
         self._url = url
@@ -88,7 +101,12 @@ class AsyncHttp:
         self, url: str, api_key: str, timeout_s: float, retries: int, transport: httpx.AsyncBaseTransport | None
     ) -> None:
         self._client = httpx.AsyncClient(
-            base_url=url, headers=headers_of(api_key), timeout=timeout_s, limits=LIMITS, transport=transport
+            base_url=url,
+            headers=headers_of(api_key),
+            timeout=timeout_s,
+            limits=LIMITS,
+            transport=transport,
+            verify=certificates(),
         )
         self._retries = retries
         self._url = url

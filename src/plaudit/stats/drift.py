@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its parts load with their first use: not where a service or a command starts
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special, stats
 
 from plaudit.errors import BadInput
 from plaudit.stats.intervals import numbers
@@ -49,14 +49,14 @@ def psi(reference_counts: ArrayLike, current_counts: ArrayLike) -> Drift:
     n, m = expected.sum(), actual.sum()
     e, a = ((counts + 0.5) / (counts.sum() + 0.5 * len(counts)) for counts in (expected, actual))
     value = float(((a - e) * np.log(a / e)).sum())
-    threshold = max(PSI_FLOOR, float(stats.chi2.ppf(0.95, len(e) - 1) * (1 / n + 1 / m)))
+    threshold = max(PSI_FLOOR, float(scipy.stats.chi2.ppf(0.95, len(e) - 1) * (1 / n + 1 / m)))
     return Drift(value, threshold, value > threshold, int(n), int(m))
 
 
 def ks(reference: ArrayLike, current: ArrayLike, alpha: float = 0.01) -> Drift:
     """Two-sample Kolmogorov-Smirnov for scores and lengths: drifted where p < alpha *and* the distance is at least 0.1."""
     a, b = numbers(reference, "reference", 2), numbers(current, "current", 2)
-    result = stats.ks_2samp(a, b)
+    result = scipy.stats.ks_2samp(a, b)
     value, p = float(result.statistic), float(result.pvalue)
     return Drift(value, KS_FLOOR, p < alpha and value >= KS_FLOOR, len(a), len(b), p)
 
@@ -104,7 +104,7 @@ def cusum_threshold(average_run_length: float, k: float = 0.5) -> float:
     """The h at which false alarms of the two-sided CUSUM are `average_run_length` windows apart."""
     if not 3 <= average_run_length <= 1e6:
         raise BadInput(f"A run length of {average_run_length} windows is out of reach; choose 3 to 1,000,000.")
-    return float(optimize.brentq(lambda h: math.log(cusum_run_length(k, h) / average_run_length), 1e-3, 40.0))
+    return float(scipy.optimize.brentq(lambda h: math.log(cusum_run_length(k, h) / average_run_length), 1e-3, 40.0))
 
 
 def _one_sided_run_length(k: float, h: float) -> float:
@@ -112,7 +112,7 @@ def _one_sided_run_length(k: float, h: float) -> float:
     x, w = h * (nodes + 1) / 2, h * weights / 2
     points = np.concatenate([[0.0], x])
     density = np.exp(-0.5 * (x[None, :] + k - points[:, None]) ** 2) / math.sqrt(2 * math.pi) * w[None, :]
-    kernel = np.column_stack([special.ndtr(k - points), density])
+    kernel = np.column_stack([scipy.special.ndtr(k - points), density])
     run_length = np.linalg.solve(np.eye(len(points)) - kernel, np.ones(len(points)))[0]
     # Rounding makes the system singular where false alarms are more than about 1e12 windows apart.
     return float(run_length) if 0 < run_length < 1e12 else 1e12

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
+import scipy  # its parts load with their first use: not where a service or a command starts
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from plaudit.errors import BadInput
 
@@ -57,13 +57,13 @@ def normal_quantile(confidence: float) -> float:
     """z with P(|Z| <= z) = confidence."""
     if not 0 < confidence < 1:
         raise BadInput(f"confidence is {confidence}; it must lie between 0 and 1, such as 0.95.")
-    return float(special.ndtri(0.5 + confidence / 2))
+    return float(scipy.special.ndtri(0.5 + confidence / 2))
 
 
 def t_quantile(confidence: float, df: int) -> float:
     """t with P(|T_df| <= t) = confidence."""
     normal_quantile(confidence)
-    return float(special.stdtrit(df, 0.5 + confidence / 2))
+    return float(scipy.special.stdtrit(df, 0.5 + confidence / 2))
 
 
 def wilson_bounds(successes: ArrayLike, n: ArrayLike, confidence: float = 0.95) -> tuple[Floats, Floats]:
@@ -225,10 +225,10 @@ def _bootstrap_bounds(
     spread = float((centred**2).sum()) ** 1.5
     if spread == 0:
         return percentile_bounds(replicates, confidence)
-    z0 = special.ndtri(below)
+    z0 = scipy.special.ndtri(below)
     acceleration = float((centred**3).sum()) / (6 * spread)
     z = np.array([-1.0, 1.0]) * normal_quantile(confidence)
-    levels = special.ndtr(z0 + (z0 + z) / (1 - acceleration * (z0 + z)))
+    levels = scipy.special.ndtr(z0 + (z0 + z) / (1 - acceleration * (z0 + z)))
     low, high = np.quantile(replicates, levels)
     return float(low), float(high)
 

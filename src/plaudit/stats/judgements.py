@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import scipy  # its parts load with their first use: not where a service or a command starts
 from numpy.typing import ArrayLike
-from scipy import special
 
 from plaudit.errors import BadInput
 from plaudit.stats.intervals import Interval, mean_interval, normal_quantile, numbers, wilson, win_rate
@@ -75,4 +75,4 @@ def minimum_detectable(interval: Interval, power: float = POWER, confidence: flo
     if not 0 < power < 1:
         raise BadInput(f"power is {power}; it must lie between 0 and 1, such as 0.8.")
     z = normal_quantile(confidence)
-    return (z + float(special.ndtri(power))) * (interval.high - interval.low) / (2 * z)
+    return (z + float(scipy.special.ndtri(power))) * (interval.high - interval.low) / (2 * z)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its parts load with their first use: not where a service or a command starts
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from plaudit.errors import BadInput
 from plaudit.stats.intervals import Interval, numbers, percentile_bounds
@@ -73,7 +73,7 @@ def length_controlled_win_rate(
         raise BadInput(f"clusters has shape {unit.shape} for {n} values; give one cluster per value.")
     n_units = int(unit.max()) + 1
     drawn = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=n_resamples)[:, unit]
-    return _interval(special.expit(_logistic_intercepts(x, y, np.vstack([np.ones(n), drawn]))), n_units)
+    return _interval(scipy.special.expit(_logistic_intercepts(x, y, np.vstack([np.ones(n), drawn]))), n_units)
 
 
 def _logistic_intercepts(x: Floats, y: Floats, weights: Floats, prior_sd: float = 3.0) -> Floats:
@@ -81,7 +81,7 @@ def _logistic_intercepts(x: Floats, y: Floats, weights: Floats, prior_sd: float 
     theta, phi = np.zeros(len(weights)), np.zeros(len(weights))
     ridge = 1 / prior_sd**2
     for _ in range(50):
-        p = special.expit(theta[:, None] + phi[:, None] * x)
+        p = scipy.special.expit(theta[:, None] + phi[:, None] * x)
         residual, curve = weights * (y - p), weights * p * (1 - p)
         g0, g1 = residual.sum(axis=1) - ridge * theta, residual @ x - ridge * phi
         h00, h01, h11 = curve.sum(axis=1) + ridge, curve @ x, curve @ (x * x) + ridge

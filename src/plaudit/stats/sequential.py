@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import scipy  # its parts load with their first use: not where a service or a command starts
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from plaudit.errors import BadInput
 from plaudit.stats.intervals import Interval
@@ -85,7 +85,7 @@ def harm_e_value(n_candidate: ArrayLike, n_events: ArrayLike, probability: Array
         )
     grid = _excess(harm)[:, None]
     per_g = (k * grid - n * np.log1p(w * np.expm1(grid))).sum(axis=1)
-    return math.exp(min(float(special.logsumexp(per_g)) - math.log(len(EXCESS)), _MAX_LOG_E))
+    return math.exp(min(float(scipy.special.logsumexp(per_g)) - math.log(len(EXCESS)), _MAX_LOG_E))
 
 
 def first_per_user(users: ArrayLike) -> NDArray[np.int64]:
@@ -162,8 +162,10 @@ def srm_e_value(counts: ArrayLike, probabilities: ArrayLike, concentration: floa
     ):
         raise BadInput(f"Planned shares are {planned.tolist()}; give one positive share per arm, summing to 1.")
     prior = concentration * planned
-    log_e = special.gammaln(concentration) - special.gammaln(concentration + users.sum(axis=-1))
-    log_e = log_e + (special.gammaln(prior + users) - special.gammaln(prior) - users * np.log(planned)).sum(axis=-1)
+    log_e = scipy.special.gammaln(concentration) - scipy.special.gammaln(concentration + users.sum(axis=-1))
+    log_e = log_e + (scipy.special.gammaln(prior + users) - scipy.special.gammaln(prior) - users * np.log(planned)).sum(
+        axis=-1
+    )
     result: Floats = np.exp(np.minimum(log_e, _MAX_LOG_E))
     return result
 
@@ -184,7 +186,7 @@ def sample_ratio(counts: ArrayLike, probabilities: ArrayLike) -> SampleRatio:
     large = expected.min(axis=1) >= _MIN_EXPECTED
     chi_square = float(((users[large] - expected[large]) ** 2 / expected[large]).sum())
     df = int(large.sum()) * (users.shape[1] - 1)
-    p = float(special.chdtrc(df, chi_square)) if df else 1.0
+    p = float(scipy.special.chdtrc(df, chi_square)) if df else 1.0
     return SampleRatio(chi_square, p, e_value, e_value >= SRM_STOP_E, int(users.sum()))
 
 

@@ -43,8 +43,8 @@ NOW = utc_now()
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Any:
-    opened = open_store(f"sqlite:///{tmp_path / 'store.sqlite'}")
+def store(tmp_path: Path, with_schema: Any) -> Any:
+    opened = open_store(with_schema(tmp_path / "store.sqlite"))
     project = govern.ensure_project(opened, NOW)
     for name in ("ada", "bo"):
         govern.person(opened, project.id, name, NOW)

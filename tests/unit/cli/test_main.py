@@ -74,7 +74,7 @@ assert not [name for name in sys.modules if name.startswith("plaudit.loop")], "t
 context = cli.click.Context(cli.plaudit)
 for name in {list(cli.COMMANDS)!r}:
     cli.plaudit.get_command(context, name)
-print([name for name in ("torch", "transformers", "sklearn") if name in sys.modules])
+print([name for name in ("torch", "transformers", "sklearn", "scipy.stats") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip().splitlines()[-1] == "[]"

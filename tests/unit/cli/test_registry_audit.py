@@ -19,8 +19,8 @@ from plaudit.store.schema import TABLES
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Any:
-    opened = open_store(f"sqlite:///{tmp_path / 'store.sqlite'}")
+def store(tmp_path: Path, with_schema: Any) -> Any:
+    opened = open_store(with_schema(tmp_path / "store.sqlite"))
     project = govern.ensure_project(opened, utc_now())
     release.register_base(opened, project.id, "base", "fake:", utc_now())
     yield opened

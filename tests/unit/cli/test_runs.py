@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,10 +37,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[tuple[Path, Store, str]]:
+def home(tmp_path: Path, with_schema: Callable[[Path], str]) -> Iterator[tuple[Path, Store, str]]:
     path = tmp_path / "home"
     path.mkdir()
-    store = open_store(f"sqlite:///{path / 'store.sqlite'}")
+    store = open_store(with_schema(path / "store.sqlite"))
     project = govern.ensure_project(store, utc_now())
     yield path, store, project.id
     store.close()

@@ -109,7 +109,7 @@ def test_a_hanging_function_stops_the_run_and_is_left_behind(module):
     left = next(thread for thread in threading.enumerate() if thread.name == own.term.function)
     assert left.daemon
     sys.modules[own.term.function.partition(":")[0]].release.set()
-    left.join(10)
+    left.join(60)
     assert not left.is_alive()
 
 

@@ -23,11 +23,11 @@ def now() -> datetime:
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+def store(request: pytest.FixtureRequest, tmp_path: Path, with_schema: Callable[[Path], str]) -> Iterator[Store]:
     """Each test of the loop runs on both databases; the second round is for `make test-slow`."""
     on_postgresql = request.param == "postgresql"
     opened = open_store(
-        request.getfixturevalue("postgres_store_url") if on_postgresql else f"sqlite:///{tmp_path / 'store.sqlite'}"
+        request.getfixturevalue("postgres_store_url") if on_postgresql else with_schema(tmp_path / "store.sqlite")
     )
     yield opened
     opened.close()

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -41,8 +41,8 @@ START_S = 250.0
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = open_store(f"sqlite:///{tmp_path / 'store.sqlite'}")
+def store(tmp_path: Path, with_schema: Callable[[Path], str]) -> Iterator[Store]:
+    opened = open_store(with_schema(tmp_path / "store.sqlite"))
     yield opened
     opened.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -31,8 +31,8 @@ TRAFFIC = Traffic(users_per_day=200, feedback_rate=0.3, down_share=0.4)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = open_store(f"sqlite:///{tmp_path / 'store.sqlite'}")
+def store(tmp_path: Path, with_schema: Callable[[Path], str]) -> Iterator[Store]:
+    opened = open_store(with_schema(tmp_path / "store.sqlite"))
     govern.ensure_project(opened, NOW)
     yield opened
     opened.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,9 +22,11 @@ def url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def store_url(request: pytest.FixtureRequest) -> str:
+def store_url(request: pytest.FixtureRequest, tmp_path: Path, with_schema: Callable[[Path], str]) -> str:
     """Of what `store` has open."""
-    return str(request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_store_url"))
+    if request.param == "sqlite":
+        return with_schema(tmp_path / "store.sqlite")
+    return str(request.getfixturevalue("postgres_store_url"))
 
 
 @pytest.fixture

@@ -42,10 +42,9 @@ def value(hint: Any, name: str, number: int) -> Any:
 
 def everything() -> list[Any]:
     """Three rows of each noun."""
+    hints = {kind: typing.get_type_hints(kind) for kind in NOUNS}
     return [
-        kind(
-            **{field.name: value(typing.get_type_hints(kind)[field.name], field.name, number) for field in fields(kind)}
-        )
+        kind(**{field.name: value(hints[kind][field.name], field.name, number) for field in fields(kind)})
         for kind in NOUNS
         for number in range(3)
     ]

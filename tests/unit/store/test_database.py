@@ -27,7 +27,7 @@ def run(key: str, **more: object) -> Run:
     return replace(Run(id=new_id(Run), project_id="prj", step="ppo", key=key, turn=1, created_at=NOW), **more)  # type: ignore[arg-type]
 
 
-def test_sqlite_is_durable_patient_and_lets_readers_go_on(sqlite_url: str) -> None:
+def test_sqlite_is_durable_patient_and_lets_readers_go_on(sqlite_url: str, synced: None) -> None:
     store = open_store(sqlite_url)
     with store.read() as tx:
         said = {name: tx.connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in
@@ -114,7 +114,7 @@ def test_a_reader_keeps_its_view_while_others_write(store: Store) -> None:
         assert tx.count(Person) == 0
         writer = threading.Thread(target=store.add, args=(somebody("ann"),))
         writer.start()
-        writer.join(10)
+        writer.join(25)  # less than the patience of a writer that a reader holds up
         assert not writer.is_alive()
         assert tx.count(Person) == 0
     assert store.count(Person) == 1

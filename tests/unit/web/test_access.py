@@ -14,8 +14,8 @@ from plaudit.web.access import Keys
 
 
 @pytest.fixture
-def store(tmp_path):
-    opened = open_store(f"sqlite:///{tmp_path / 'store.sqlite'}")
+def store(tmp_path, with_schema):
+    opened = open_store(with_schema(tmp_path / "store.sqlite"))
     govern.ensure_project(opened, utc_now())
     yield opened
     opened.close()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
-HEAVY = ("torch", "sklearn", "pyarrow", "altair", "transformers", "openai", "pandas", "matplotlib", "scipy.stats")
+HEAVY = ("torch", "sklearn", "pyarrow", "altair", "transformers", "openai", "pandas", "matplotlib")
+HEAVY += ("scipy.stats", "scipy.special")
 
 PROGRAM = f"""
 import sys

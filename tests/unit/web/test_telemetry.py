@@ -29,8 +29,8 @@ def exporter():
 
 
 @pytest.fixture
-def interaction(tmp_path) -> Interaction:
-    store = open_store(f"sqlite:///{tmp_path / 'store.sqlite'}")
+def interaction(tmp_path, with_schema) -> Interaction:
+    store = open_store(with_schema(tmp_path / "store.sqlite"))
     project = govern.ensure_project(store, utc_now())
     store.close()
     return collect.begin_interaction(
