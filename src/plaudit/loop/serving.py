@@ -112,6 +112,13 @@ def serving_config(store: Store, project_id: str) -> ServingConfig:
     )
 
 
+def held_out_on(store: Store, project_id: str) -> list[Release]:
+    """The Releases that holdouts of promoted experiments are still answered by."""
+    with store.read() as tx:
+        lives = tx.find(Release, project_id=project_id, state=ReleaseState.LIVE)
+        return [kept.release for kept in (_kept(tx, live, live.segment) for live in lives) if kept is not None]
+
+
 def _kept(tx: Transaction, live: Release, segment: str) -> Kept | None:
     """The holdout of the experiment that made `live` live, while there is one and what it stays on was not rolled back."""
     if live.segment != segment:
