@@ -347,8 +347,9 @@ def test_a_segment_has_a_release_of_its_own_and_goes_back_to_everybodys(store: S
         experiment.start(store, P, canary(store, tmp_path, "plan=pro").id, base.id, NOW)
     with pytest.raises(Conflict, match=r"unique|UNIQUE"):  # the database holds it too
         store.change(Release, base.id, segment="plan=pro")
-    assert release.roll_back(store, P, "op", "worse", NOW, pro.id).id == base.id
-    assert serving.assign(serving.serving_config(store, P), "u", None, {"plan": "pro"}).release_id == base.id
+    later = promoted(store, tmp_path)  # and now there is one of everybody's to return to, which is not theirs
+    assert release.roll_back(store, P, "op", "worse", NOW, pro.id).id == later.id
+    assert serving.assign(serving.serving_config(store, P), "u", None, {"plan": "pro"}).release_id == later.id
     govern.verify_audit(store, P)
 
 
