@@ -15,7 +15,7 @@ from plaudit.loop import experiment
 
 
 def test_users_meet_their_arms_and_thumbs_are_theirs(start_service, tmp_path: Path) -> None:
-    service = start_service()
+    service = start_service(store_patience_s=30.0)
     now, (live,) = utc_now(), service.store.find(Release, state=ReleaseState.LIVE)
     canary = Release(
         id="rel_new", project_id=service.project.id, checkpoint_id=None, model="fake-2", upstream="fake:", state=ReleaseState.CANARY,
