@@ -302,7 +302,7 @@ def ask(
         counter.add()
         return Asked(visit, identity, text, up)
 
-    with ThreadPoolExecutor(max_workers=max(1, min(concurrency, len(visits)))) as pool:
+    with chat, plaudit, ThreadPoolExecutor(max_workers=max(1, min(concurrency, len(visits)))) as pool:
         return list(pool.map(one, visits))
 
 

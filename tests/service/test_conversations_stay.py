@@ -8,7 +8,7 @@ import openai
 
 from plaudit.client import Plaudit
 from plaudit.domain import Interaction, Release, ReleaseState, new_id, utc_now
-from plaudit.loop import experiment
+from plaudit.loop import experiment, serving
 
 QUESTION = [{"role": "user", "content": "Where is my parcel?"}]
 
@@ -59,5 +59,5 @@ def begin_experiment(service) -> str:
     )  # fmt: skip
     service.store.add(candidate)
     experiment.start(service.store, service.project.id, candidate.id, control.id, now, stages=(0.5,))
-    config = experiment.serving_config(service.store, service.project.id)
-    return next(f"u{n}" for n in range(100) if experiment.assign(config, f"u{n}").release_id == candidate.id)
+    config = serving.serving_config(service.store, service.project.id)
+    return next(f"u{n}" for n in range(100) if serving.assign(config, f"u{n}").release_id == candidate.id)

@@ -26,7 +26,7 @@ from plaudit.domain import (
     new_id,
     utc_now,
 )
-from plaudit.loop import experiment
+from plaudit.loop import experiment, serving
 
 BODY = {"model": "plaudit", "messages": [{"role": "user", "content": "hello"}]}
 
@@ -230,8 +230,8 @@ def test_the_live_release_stands_in_for_a_candidate_that_cannot_answer(start_ser
     )  # fmt: skip
     service.store.add(candidate)
     started = experiment.start(service.store, service.project.id, candidate.id, control.id, now, stages=(0.5,))
-    config = experiment.serving_config(service.store, service.project.id)
-    user = next(f"u{n}" for n in range(100) if experiment.assign(config, f"u{n}").release_id == candidate.id)
+    config = serving.serving_config(service.store, service.project.id)
+    user = next(f"u{n}" for n in range(100) if serving.assign(config, f"u{n}").release_id == candidate.id)
     response = post(service, stream=stream, user=user)
     assert response.status_code == 200
     assert '"model":"fake-1"' in response.text

@@ -363,6 +363,11 @@ def _print_metric(metric: dict[str, Any], rates: bool) -> None:
     said = f"{bounds['mean']:+.4g} [{bounds['low']:+.4g}, {bounds['high']:+.4g}]" if bounds else metric["waits"]
     if metric["e_value"] is not None:
         evidence = f"; e = {metric['e_value']:.3g} of {metric['e_threshold']:.3g}"
+    if adjusted := metric.get("adjusted"):  # looks of before have none
+        left = (
+            f"{adjusted['n_users']} users with a past, which leaves {adjusted['variance_fraction']:.0%} of the variance"
+        )
+        evidence += f"; {left}" if adjusted["n_users"] else "; not adjusted, for nobody has a past"
     plain = ""
     if rates and metric["control"] is not None and metric["candidate"] is not None:
         plain = f" ({metric['candidate']:.4g} against {metric['control']:.4g})"

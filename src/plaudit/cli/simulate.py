@@ -102,6 +102,7 @@ def _show(told: Told) -> None:
 @click.option(
     "--population", default="support", show_default=True, help="With --url: support, bytes, or a Python file."
 )
+@click.option("--pictures", type=click.Path(file_okay=False, path_type=Path), help="Leave SVG files in this folder.")
 @json_option
 def traffic(
     runs: int,
@@ -116,11 +117,12 @@ def traffic(
     users: int,
     messages: int,
     population: str,
+    pictures: Path | None,
     as_json: bool,
 ) -> None:
     """What experiments would do: false promotions, power, and how many users meet a harmful release. Or users for a real one."""
     if url is not None:
-        _visit(url, key, users, messages, population, seed, as_json)
+        _visit(url, key, users, messages, population, seed, pictures, as_json)
         return
     from plaudit.loop import traffic as simulated
     from plaudit.loop.experiment import Rules
@@ -136,6 +138,8 @@ def traffic(
         raise BadInput(f"--stages is {stages!r}; give shares with commas, such as 0.1,0.5.") from None
     rules = Rules(n_planned=max_users)
     found = simulated.trials(simulated.Crowd(), changes, rules, shares, runs, max_users, looks, seed)
+    if pictures is not None:
+        _draw(pictures, simulated.pictures(found))
     if as_json:
         print_json(found)
         return
@@ -150,34 +154,27 @@ def traffic(
             click.echo(f"  users {what}: median {one[key_of]['median']:.0f}, 95 % of runs {one[key_of]['p95']:.0f}")
 
 
-def _visit(url: str, key: str | None, n: int, messages: int, population: str, seed: int, as_json: bool) -> None:
-    """Users of a seed ask through the gateway and leave thumbs; whom they met is asked over HTTP too."""
-    from plaudit import simulate as people
-    from plaudit.client import Plaudit
+def _visit(
+    url: str, key: str | None, n: int, messages: int, population: str, seed: int, pictures: Path | None, as_json: bool
+) -> None:
+    from plaudit.demo_steps import traffic as real
 
     if key is None:
         raise BadInput("--url needs --key; make one with `plaudit key create NAME --role application`.")
-    prompts = people.load_prompts(population if population in ("support", "bytes") else "support")
-    asked_of = [one for one in prompts if one.pool == "traffic"]
-    names = [f"simulated-{seed}-{number}" for number in range(n)]
-    visits = [
-        people.Visit(name, asked_of[(number * messages + turn) % len(asked_of)])
-        for number, name in enumerate(names)
-        for turn in range(messages)
-    ]
-    with Plaudit(url, key) as client:
-        arms = {name: str(client.assign(name)["arm"] or "outside") for name in names}
-    asked = people.ask(url, key, people.load_population(population), visits, concurrency=16)
-    found: dict[str, dict[str, int]] = {}
-    for one in asked:
-        arm = found.setdefault(arms[one.visit.user], {"messages": 0, "up": 0, "down": 0})
-        arm["messages"] += 1
-        arm["up"] += one.up is True
-        arm["down"] += one.up is False
-    for name, counts in found.items():
-        counts["users"] = sum(arm == name for arm in arms.values())
+    found = real.run(url, key, n, messages, population, seed)
+    if pictures is not None:
+        _draw(pictures, {"thumbs": real.picture(found)})
     if as_json:
-        print_json({"n_users": n, "arms": found})
+        print_json(found)
         return
-    for name, arm in sorted(found.items()):
+    click.echo(f"Simulated: {n} users asked {url}, {messages} messages each:")
+    for name, arm in found["arms"].items():
         click.echo(f"{name}: {arm['users']} users, {arm['messages']} messages, {arm['up']} up, {arm['down']} down")
+
+
+def _draw(folder: Path, pictures: dict[str, str]) -> None:
+    from plaudit.loop import charts
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, svg in pictures.items():
+        (folder / f"{name}.svg").write_text(charts.alone(svg), encoding="utf-8")

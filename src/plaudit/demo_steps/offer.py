@@ -30,7 +30,7 @@ from plaudit.domain import (
     utc_now,
 )
 from plaudit.errors import Refused, Unavailable
-from plaudit.loop import experiment, govern, release
+from plaudit.loop import experiment, govern, release, serving
 from plaudit.loop.experiment import Look, Rules
 from plaudit.stats.assignment import arm_for, bucket, enrol
 
@@ -160,18 +160,18 @@ def _wait_for_gateway(demo: Demo, running: Experiment) -> None:
     now = demo.store.get(Experiment, running.id)
     if now.ended_at is not None:
         return
-    config = experiment.serving_config(demo.store, demo.project_id)
+    config = serving.serving_config(demo.store, demo.project_id)
     probe = next(
         user
         for user in (f"probe-{at}" for at in range(10_000))
-        if experiment.assign(config, user).arm == experiment.CANDIDATE
+        if serving.assign(config, user).arm == serving.CANDIDATE
         and (now.stage == 0 or not _enrolled_before(config, user))
     )
     with _client(demo) as client:
         _until(lambda: client.assign(probe)["experiment_id"] == running.id, "assign users to the canary")
 
 
-def _enrolled_before(config: experiment.ServingConfig, user: str) -> bool:
+def _enrolled_before(config: serving.ServingConfig, user: str) -> bool:
     """Whether the stage before enrolled this user already, so that they tell nothing about the present one."""
     assert config.experiment is not None
     earlier = arm_for(bucket(config.experiment.salt, user), enrol(STAGES[config.experiment.stage - 1]))

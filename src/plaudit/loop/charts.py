@@ -27,6 +27,10 @@ _VARIABLES = {
     "#100503": "var(--c3)",
 }
 _INK, _MUTED, _GRID, _PAPER, *SERIES = _VARIABLES
+# On light paper, for a picture that no page holds.
+_LIGHT = dict(
+    zip(_VARIABLES.values(), ("#1c1d22", "#5c5e68", "#e3e3e0", "#fcfcfa", "#2563c9", "#b04a10", "#187350"), strict=True)
+)
 _FONT = "system-ui, sans-serif"
 
 
@@ -140,6 +144,13 @@ def calibration(rows: Rows, *, x_title: str, y_title: str, about: str, width: in
         text.encode(text=alt.Text("n:Q"), size=alt.value(11)),
     ]
     return _svg(alt.layer(*layers), about, width, min(300, round(width * 0.6)))
+
+
+def alone(svg: str) -> str:
+    """A picture of this module as a file of its own: on light paper, its colours written out."""
+    for variable, colour in _LIGHT.items():
+        svg = svg.replace(variable, colour)
+    return svg.replace("<svg ", f'<svg style="background: {_LIGHT["var(--paper)"]}" ', 1)
 
 
 # --- inside ------------------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from plaudit.domain import (
 )
 from plaudit.errors import BadInput, NotFound
 from plaudit.formats import files
-from plaudit.loop import copies, govern
+from plaudit.loop import copies, govern, serving
 from plaudit.loop.feedback_tokens import actor_sha256
 from plaudit.loop.prompts import text_of
 from plaudit.store import erasure as stored
@@ -91,7 +91,8 @@ def purge(store: Store, project_id: str, now: datetime, at_once: bool = False) -
     for erasure in store.find(Erasure, project_id=project_id, purged_at=None):
         if erasure.purge_at > now and not at_once:
             continue
-        served = {one.checkpoint_id for one in store.find(Release, project_id=project_id, state=SERVING)}
+        offered = store.find(Release, project_id=project_id, state=SERVING)
+        served = {one.checkpoint_id for one in [*offered, *serving.held_out_on(store, project_id)]}
         frozen = store.find(SnapshotRecord, id=erasure.snapshot_ids, purged_at=None)
         emptied = [record.id for record in frozen if _purge_snapshot(record)]
         for id in emptied:

@@ -1,7 +1,8 @@
 """What an experiment measures of each user besides thumbs: declared once, with a role, before the first user is enrolled.
 
 Every metric is a sum and a count per user, so that the unit of analysis is the unit of assignment. What a name means is in `MEASURED`;
-`outcome:NAME` is the business's own, summed per user from their assignment on, and `signal:NAME` the share of messages with that signal.
+`outcome:NAME` is the business's own, summed per user from their assignment on (what they brought before the experiment takes out what it
+predicts: CUPED), and `signal:NAME` the share of messages with that signal.
 
     declare([...])  ->  [Metric]      sums(tx, experiment, metrics)  ->  {name: [UserSum]}      judge(metric, values, ...)  ->  Judged
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,10 +56,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PerUser:
-    """One metric of every user analysed: sums (U,) over counts (U,); count 0 says nothing."""
+    """One metric of every user analysed: sums (U,) over counts (U,); count 0 says nothing. `before` (U,): the user's own value from before
+    the experiment, NaN without one; None where the metric has no pre-period."""
 
     sums: Floats
     counts: Floats
+    before: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,21 @@ def per_user(
         counts = np.array([row.n if row else 0 for row in rows], dtype=np.float64)
         if _per_message(metric.name):  # a message without feedback says that there was none
             counts = np.array([user.n_messages for user in users], dtype=np.float64)
-        found[metric.name] = PerUser(np.array([row.total if row else 0.0 for row in rows], dtype=np.float64), counts)
+        before = None
+        if metric.name.startswith(OUTCOME):
+            name = metric.name.removeprefix(OUTCOME)
+            past = outcomes.before(tx, experiment.project_id, name, _untouched_until(tx, experiment))
+            before = np.array([past.get(user.actor, np.nan) for user in users], dtype=np.float64)
+        totals = np.array([row.total if row else 0.0 for row in rows], dtype=np.float64)
+        found[metric.name] = PerUser(totals, counts, before)
     return found
+
+
+def _untouched_until(tx: Transaction, experiment: Experiment) -> datetime:
+    """When the first experiment began that dealt users by this salt: from then on an outcome may come from an arm, also from that of a pilot
+    in the same layer, and CUPED would take out what it is to find."""
+    layer = tx.find(Experiment, project_id=experiment.project_id, salt=experiment.salt)
+    return min(one.created_at for one in (experiment, *layer))
 
 
 def _per_message(name: str) -> bool:
@@ -186,6 +203,7 @@ def judge(
         if met
         else "missed",
         waits=waits,
+        adjusted=difference.adjusted() if difference else None,
     )
     return Judged(reading, guardrail, missed)
 
@@ -198,16 +216,11 @@ def _compared(values: PerUser, in_candidate: Bools, stage: Ints, share: bool) ->
         a, b = known & (stage == one) & ~in_candidate, known & (stage == one) & in_candidate
         if min(a.sum(), b.sum()) < _MIN_STRATUM:
             continue
-        x, n = values.sums, values.counts
-        if np.ptp(x[a | b] / n[a | b]) == 0:
-            parts.append(Difference(0.0, 0.0, int(a.sum()), int(b.sum())))  # rounding would leave 1e-17
-        else:
-            together = np.concatenate([user_metrics.linearised(x[arm], n[arm]) for arm in (a, b)])
-            if not share:
-                together = user_metrics.winsorise(together, WINSORISE)
-            parts.append(user_metrics.difference(together[: a.sum()], together[a.sum() :]))
-        if share:
-            parts[-1] = user_metrics.with_one_more_event(parts[-1], n[a].sum(), n[b].sum())
+        cut = 0.0 if share else WINSORISE
+        found = user_metrics.within(values.sums, values.counts, a, b, values.before, cut)
+        parts.append(
+            user_metrics.with_one_more_event(found, values.counts[a].sum(), values.counts[b].sum()) if share else found
+        )
     return user_metrics.stratified(parts) if parts else None
 
 

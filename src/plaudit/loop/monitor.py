@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -34,6 +34,7 @@ from plaudit.domain import (
 )
 from plaudit.errors import BadInput
 from plaudit.loop import webhooks
+from plaudit.stats.auc import auc
 from plaudit.stats.diversity import distinct_n, repetition_fraction
 from plaudit.stats.drift import cusum, ks, standardised_difference
 from plaudit.stats.intervals import Interval, mean_interval, wilson
@@ -322,20 +323,14 @@ def _of_scores(answers: Sequence[Answer], thumbs: Sequence[Thumb], scores: Mappi
             found.append((f"{metric}_mean", {}, _mean([scores[a.response_id][metric] for a in members], users)))
     up = {thumb.interaction_id: thumb.up for thumb in thumbs}
     rated = [answer for answer in scored if answer.interaction_id in up]
-    liked = [scores[a.response_id]["score"] for a in rated if up[a.interaction_id]]
-    disliked = [scores[a.response_id]["score"] for a in rated if not up[a.interaction_id]]
-    if len(liked) >= 2 and len(disliked) >= 2:
-        found.append(("score_thumb_auc", {}, auc(liked, disliked)))
+    good = [up[answer.interaction_id] for answer in rated]
+    users = [answer.actor or answer.interaction_id for answer in rated]
+    if all(
+        len({user for user, liked in zip(users, good, strict=True) if liked == side}) >= 2 for side in (True, False)
+    ):
+        value = auc([scores[answer.response_id]["score"] for answer in rated], good, users)
+        found.append(("score_thumb_auc", {}, replace(value, n=len(rated))))
     return found
-
-
-def auc(positive: Sequence[float], negative: Sequence[float]) -> Interval:
-    """P(a positive's value is above a negative's), ties half, with the interval of DeLong et al. (1988)."""
-    a, b = np.asarray(positive, dtype=np.float64), np.asarray(negative, dtype=np.float64)
-    wins = (a[:, None] > b[None, :]) + 0.5 * (a[:, None] == b[None, :])
-    mean = float(wins.mean())
-    se = math.sqrt(wins.mean(axis=1).var(ddof=1) / len(a) + wins.mean(axis=0).var(ddof=1) / len(b))
-    return Interval(mean, max(0.0, mean - 1.96 * se), min(1.0, mean + 1.96 * se), len(a) + len(b))
 
 
 def _mean(values: Sequence[float], users: Sequence[str]) -> Interval:

@@ -44,6 +44,7 @@ from plaudit.loop import (
     planning,
     registry,
     release,
+    serving,
     snapshot,
     suites,
     train,
@@ -448,7 +449,7 @@ def judge_by_reward(turn: Turn, batch: str, reward_id: str) -> list[judges.Judge
 def guard(store: Store, project_id: str, now: datetime) -> tuple[experiment.Look, bool] | None:
     """Look at every running experiment, roll its candidate back where a guardrail says so, and end a pilot that is over. (look, rolled back)
     of the one that was rolled back, else of everybody's, else of a segment's; None without one."""
-    config = experiment.serving_config(store, project_id)
+    config = serving.serving_config(store, project_id)
     running = [one.experiment for one in (config.everybody, *config.narrower) if one.experiment is not None]
     looks = [_guard(store, project_id, one, now) for one in running]
     return next((one for one in looks if one[1]), looks[0] if looks else None)

@@ -13,6 +13,7 @@ import numpy as np
 
 from plaudit.domain import Json
 from plaudit.errors import BadInput
+from plaudit.loop import charts
 from plaudit.loop.experiment import Observed, Rules, analyse
 from plaudit.loop.metrics import PerUser
 from plaudit.stats.assignment import enrol
@@ -96,6 +97,33 @@ def trials(
         "max_users": max_users,
         "seed": seed,
         "changes": found,
+    }
+
+
+def pictures(found: Json) -> dict[str, str]:
+    """What `trials` found, as SVG by name: how experiments of each kind ended, and how many users met the candidate until then."""
+    ends = [
+        {"label": f"{name}: {verdict.replace('_', ' ')}", **one["verdicts"][verdict]}
+        for name, one in found["changes"].items()
+        for verdict in ("promote", "roll_back")
+    ]
+    met = [
+        {"label": name, "mean": one["n_candidate"]["median"], "low": 0, "high": one["n_candidate"]["p95"]}
+        for name, one in found["changes"].items()
+    ]
+    each = f"{found['n_runs']} simulated experiments of each kind"
+    return {
+        "verdicts": charts.spans(
+            ends,
+            x_title="share of simulated experiments, with 95 % interval",
+            about=f"How {each} ended.",
+            domain=(0.0, 1.0),
+        ),
+        "users": charts.spans(
+            met,
+            x_title="simulated users who met the candidate: median, and 95 % of experiments",
+            about=f"Users who met the candidate until {each} ended.",
+        ),
     }
 
 

@@ -124,6 +124,7 @@ class Reading:
     e_threshold: float | None
     state: Literal["fired", "quiet", "met", "missed", "watched", "waiting"]
     waits: str
+    adjusted: Mapping[str, float | int] | None  # by CUPED: users with a pre-period, share of the variance that is left
 
 
 @dataclass(frozen=True)
@@ -337,6 +338,7 @@ def _read(
         e_threshold=None if e_value is None else 1 / alpha,
         state=state,
         waits="" if interval else _why_not(evidence, plan),
+        adjusted=evidence.difference.adjusted() if evidence.difference else None,
     )
     return reading, tuple(found)
 
@@ -433,7 +435,7 @@ def _of_rows(rows: Rows, end: int, metric: Metric, kind: Kind, first: Ints, kept
     for _, here in _strata(rows, enrolled) if len(enrolled) else []:
         a, b = here & ~chosen, here & chosen
         if min(a.sum(), b.sum()) >= MIN_STRATUM:
-            found = _within(x, n, a, b, before, 0.0 if kind == "binary" else winsorise)
+            found = user_metrics.within(x, n, a, b, before, 0.0 if kind == "binary" else winsorise)
             if kind == "binary":
                 found = user_metrics.with_one_more_event(found, n[a].sum(), n[b].sum())
             parts.append(found)
@@ -451,18 +453,6 @@ def _of_rows(rows: Rows, end: int, metric: Metric, kind: Kind, first: Ints, kept
         event_in_candidate=events[0],
         event_probability=events[1],
     )
-
-
-def _within(x: Floats, n: Floats, a: Bools, b: Bools, before: Floats | None, cut: float) -> Difference:
-    """Candidate (b) minus control (a) of one stage, at the user level."""
-    if np.ptp(x[a | b] / n[a | b]) == 0:
-        return Difference(0.0, 0.0, int(a.sum()), int(b.sum()))  # rounding would leave 1e-17
-    together = np.concatenate([user_metrics.linearised(x[arm], n[arm]) for arm in (a, b)])
-    if cut:
-        together = user_metrics.winsorise(together, cut)
-    if before is not None:
-        together = user_metrics.cuped(together, np.concatenate([before[a], before[b]]))
-    return user_metrics.difference(together[: a.sum()], together[a.sum() :])
 
 
 def _before(rows: Rows, name: str, size: int) -> Floats:

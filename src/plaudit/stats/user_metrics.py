@@ -17,16 +17,27 @@ from plaudit.errors import BadInput
 from plaudit.stats.intervals import numbers
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Candidate minus control, its standard error, and the users in each arm."""
+    """Candidate minus control, its standard error, and the users in each arm. `plain_se`: before CUPED, None where there is no pre-period;
+    `n_before`: users who have one."""
 
     mean: float
     se: float
     n_control: int
     n_candidate: int
+    plain_se: float | None = None
+    n_before: int = 0
+
+    def adjusted(self) -> dict[str, float | int] | None:
+        """What CUPED did: users with a pre-period, and the share of the variance that it leaves."""
+        if self.plain_se is None:
+            return None
+        left = (self.se / self.plain_se) ** 2 if self.plain_se else 1.0
+        return {"n_users": self.n_before, "variance_fraction": left}
 
 
 def difference(control: ArrayLike, candidate: ArrayLike) -> Difference:
@@ -61,13 +72,35 @@ def linearised(sums: ArrayLike, counts: ArrayLike, name: str = "users") -> Float
     return values
 
 
+def within(
+    sums: Floats, counts: Floats, control: Bools, candidate: Bools, before: Floats | None = None, cut: float = 0.0
+) -> Difference:
+    """Candidate minus control of one stage, at the user level: sums and counts (n,), which users (n,) are of each arm, their pre-period (n,)
+    (NaN: none) for CUPED, the share of values to cut at either end."""
+    n_control, n_candidate = int(control.sum()), int(candidate.sum())
+    if np.ptp(sums[control | candidate] / counts[control | candidate]) == 0:
+        found = Difference(0.0, 0.0, n_control, n_candidate)  # rounding would leave 1e-17
+        return found if before is None else replace(found, plain_se=0.0)
+    values = np.concatenate([linearised(sums[arm], counts[arm]) for arm in (control, candidate)])
+    if cut:
+        values = winsorise(values, cut)
+    plain = difference(values[:n_control], values[n_control:])
+    if before is None:
+        return plain
+    past = np.concatenate([before[control], before[candidate]])
+    values = cuped(values, past)
+    found = difference(values[:n_control], values[n_control:])
+    return replace(found, plain_se=plain.se, n_before=int(np.isfinite(past).sum()))
+
+
 def with_one_more_event(difference: Difference, n_control: float, n_candidate: float) -> Difference:
     """A difference of rates of yes and no over so many messages in each arm, as uncertain as if each arm had seen one more yes.
 
     Without it a rate of zero, or of one, looks certain: its plug-in variance is zero. With a dozen events it changes next to nothing.
     """
-    se = math.sqrt(difference.se**2 + 1 / n_control**2 + 1 / n_candidate**2)
-    return replace(difference, se=se)
+    more = 1 / n_control**2 + 1 / n_candidate**2
+    plain = None if difference.plain_se is None else math.sqrt(difference.plain_se**2 + more)
+    return replace(difference, se=math.sqrt(difference.se**2 + more), plain_se=plain)
 
 
 def stratified(stages: Sequence[Difference]) -> Difference:
@@ -78,7 +111,12 @@ def stratified(stages: Sequence[Difference]) -> Difference:
     weights = weights / weights.sum()
     mean = float(sum(w * s.mean for w, s in zip(weights, stages, strict=True)))
     se = math.sqrt(sum((w * s.se) ** 2 for w, s in zip(weights, stages, strict=True)))
-    return Difference(mean, se, sum(s.n_control for s in stages), sum(s.n_candidate for s in stages))
+    plain: float | None = None
+    if any(s.plain_se is not None for s in stages):
+        ses = [s.se if s.plain_se is None else s.plain_se for s in stages]
+        plain = math.sqrt(sum((w * one) ** 2 for w, one in zip(weights, ses, strict=True)))
+    n_control, n_candidate = sum(s.n_control for s in stages), sum(s.n_candidate for s in stages)
+    return Difference(mean, se, n_control, n_candidate, plain, sum(s.n_before for s in stages))
 
 
 def cuped(values: ArrayLike, before: ArrayLike) -> Floats:

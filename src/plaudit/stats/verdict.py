@@ -134,7 +134,7 @@ def event_guardrail(
 
 def bounded_guardrail(name: str, interval: Interval | None, better: Better, margin: float = 0.0) -> Guardrail:
     """Fires where the whole interval of candidate minus control is worse than `margin` >= 0."""
-    threshold = -margin if better == "up" else margin
+    threshold = 0.0 - margin if better == "up" else margin  # nobody should read -0
     if interval is None:
         return Guardrail(name, None, threshold, False, 0)
     fired = interval.high < threshold if better == "up" else interval.low > threshold

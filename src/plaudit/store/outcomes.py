@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
 
 import sqlalchemy as sa
 
@@ -39,6 +40,16 @@ def names(tx: Transaction, project_id: str) -> list[str]:
     """Every name that outcomes of the project have, in order."""
     query = sa.select(_OUTCOMES.c.name).where(_OUTCOMES.c.project_id == project_id).distinct()
     return sorted(row["name"] for row in tx.rows(query))
+
+
+def before(tx: Transaction, project_id: str, name: str, until: datetime) -> dict[str, float]:
+    """The sum of each user's outcomes of this name from before `until`; users without any are not there."""
+    query = (
+        sa.select(_OUTCOMES.c.actor, sa.func.sum(_OUTCOMES.c.value).label("total"))
+        .where(_OUTCOMES.c.project_id == project_id, _OUTCOMES.c.name == name, _OUTCOMES.c.at < until)
+        .group_by(_OUTCOMES.c.actor)
+    )
+    return {row["actor"]: float(row["total"]) for row in tx.rows(query)}
 
 
 def per_user(tx: Transaction, project_id: str, experiment_id: str, name: str) -> list[UserOutcome]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from plaudit.domain import Assignment, Project
 from plaudit.errors import NotFound, PlauditError, Unavailable
-from plaudit.loop import experiment
-from plaudit.loop.experiment import ServingConfig
+from plaudit.loop import serving
+from plaudit.loop.serving import ServingConfig
 from plaudit.store.database import Store
 
 POLL_S = 0.5
@@ -46,27 +46,27 @@ class ServingConfigs:
     async def refresh(self, project_id: str) -> Serving:
         """Read the ledger now."""
         try:
-            serving: Serving = await self._run(self._read, project_id)
+            found: Serving = await self._run(self._read, project_id)
         except NotFound as error:
             raise Unavailable(error.message, retry_after_s=2.0) from error
-        self._known[project_id] = serving
-        return serving
+        self._known[project_id] = found
+        return found
 
     async def assign(
         self,
-        serving: Serving,
+        now: Serving,
         actor: str | None,
         conversation_id: str | None,
         attributes: Mapping[str, Any] | None = None,
     ) -> Assignment:
         """Which Release answers this turn. Asks the store how the conversation began only while there are two Releases to choose from."""
         began: Assignment | None = None
-        if conversation_id is not None and not serving.config.one_release:
+        if conversation_id is not None and not now.config.one_release:
             try:
-                began = await self._run_within(experiment.began, self._store, serving.project.id, conversation_id)
+                began = await self._run_within(serving.began, self._store, now.project.id, conversation_id)
             except Unavailable as error:
                 log.warning("A conversation is assigned without its beginning: %s", error)
-        return experiment.assign(serving.config, actor, began, attributes)
+        return serving.assign(now.config, actor, began, attributes)
 
     async def poll(self) -> None:
         """For ever: refresh what is known."""
@@ -79,4 +79,4 @@ class ServingConfigs:
                     log.warning("Serving on with the last known releases: %s", error)
 
     def _read(self, project_id: str) -> Serving:
-        return Serving(self._store.get(Project, project_id), experiment.serving_config(self._store, project_id))
+        return Serving(self._store.get(Project, project_id), serving.serving_config(self._store, project_id))

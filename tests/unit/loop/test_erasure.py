@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from plaudit.domain import (
     CheckpointKind,
     Comparison,
     Erasure,
+    Experiment,
+    ExperimentState,
     Feedback,
     Interaction,
     Outcome,
@@ -201,6 +204,14 @@ def test_weights_that_users_meet_wait_for_another_release(store: Store, project:
     assert erasure.purge(store, project.id, NOW) == [record.id]
     assert (Path(made.folder) / "model.safetensors").exists()
     store.change(Release, live.id, state="retired")
+    store.add(replace(live, id="rel_next", checkpoint_id=None))
+    promoted = Experiment(
+        id="exp_1", project_id=project.id, candidate_id="rel_next", control_id=live.id, salt="s", stages=(0.5,), rules={},
+        created_at=NOW, state=ExperimentState.PROMOTED, holdout=0.02,
+    )  # fmt: skip
+    store.add(promoted)
+    assert erasure.purge(store, project.id, NOW) == []  # the holdout is still answered by it
+    store.change(Experiment, promoted.id, holdout=0.0)
     assert erasure.purge(store, project.id, NOW) == [made.id]
     assert not (Path(made.folder) / "model.safetensors").exists()
     with pytest.raises(Corrupt, match="purged after an erasure"):

@@ -1,9 +1,8 @@
-"""Experiments: assignment, the ramp, what is observed, and whole experiments simulated over many seeds (with a negative control)."""
+"""Experiments: the ramp, what is observed, and whole experiments simulated over many seeds (with a negative control)."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 
 from plaudit.domain import (
-    Assignment,
     Completion,
     CompletionStatus,
     Experiment,
@@ -25,9 +23,10 @@ from plaudit.domain import (
     ReleaseState,
     new_id,
 )
-from plaudit.errors import BadInput, Conflict, NotFound, Refused
-from plaudit.loop import experiment, govern, release
-from plaudit.loop.experiment import Observed, Rules, ServingConfig
+from plaudit.errors import BadInput, Conflict, Refused
+from plaudit.loop import experiment, govern, release, serving
+from plaudit.loop.experiment import Observed, Rules
+from plaudit.loop.serving import ServingConfig
 from plaudit.store.database import Store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -64,115 +63,11 @@ def running(stage: int = 0, salt: str = "salt") -> Experiment:
     )
 
 
-def config(stage: int = 0, salt: str = "salt") -> ServingConfig:
-    return ServingConfig(7, LIVE, CANARY, running(stage, salt))
-
-
 @pytest.fixture
 def store(store: Store) -> Store:
     govern.ensure_project(store, NOW)
     store.add(LIVE, CANARY)
     return store
-
-
-# --- assignment --------------------------------------------------------------------------------------------------------
-
-
-def test_without_a_user_or_an_experiment_the_live_release_answers_outside_the_analysis() -> None:
-    for assignment in (experiment.assign(config(), None), experiment.assign(ServingConfig(1, LIVE), "u")):
-        assert (assignment.release_id, assignment.experiment_id, assignment.arm) == (LIVE.id, None, None)
-
-
-def test_enrolled_users_never_change_arm_when_the_ramp_goes_on() -> None:
-    users = [f"user-{i}" for i in range(4000)]
-    small = {user: experiment.assign(config(0), user) for user in users}
-    large = {user: experiment.assign(config(1), user) for user in users}
-    counts = Counter(a.arm for a in small.values())
-    assert abs(counts["candidate"] - 400) < 75  # 4 standard deviations of a binomial (4000, .1)
-    assert abs(counts["control"] - 400) < 75
-    assert {large[user].arm for user in users} == {"candidate", "control"}
-    for user in users:
-        if small[user].arm:
-            assert small[user].arm == large[user].arm
-    for assignment in large.values():
-        assert assignment.release_id == (CANARY.id if assignment.arm == "candidate" else LIVE.id)
-        assert (assignment.stage, assignment.assignment_probability, assignment.experiment_id) == (1, 0.5, "exp_1")
-
-
-def one_of_each() -> dict[str, str]:
-    """A user who is in `candidate` or `control` from the first stage on, and one who comes into each only at the second (`later ...`)."""
-    found: dict[str, str] = {}
-    for user in (f"user-{i}" for i in range(500)):
-        now, next_stage = experiment.assign(config(0), user).arm, experiment.assign(config(1), user).arm
-        found.setdefault(now or f"later {next_stage}", user)
-    return found
-
-
-def test_a_conversation_stays_when_the_ramp_reaches_its_user_and_both_arms_leave_it_out() -> None:
-    """Only the candidate's conversations would change their release; if only those were left out, arms would count different things."""
-    users = one_of_each()
-    start = experiment.assign(config(0), users["later candidate"])
-    assert start == Assignment(LIVE.id)
-    for arm in ("candidate", "control"):
-        assert experiment.assign(config(1), users[f"later {arm}"], start) == Assignment(LIVE.id)
-        assert experiment.assign(config(1), users[f"later {arm}"]).arm == arm  # a new conversation
-
-
-def test_a_conversation_stays_whoever_speaks_and_counts_for_the_arm_that_it_began_in() -> None:
-    users = one_of_each()
-    for arm, home in (("candidate", CANARY.id), ("control", LIVE.id)):
-        began = experiment.assign(config(0), users[arm])
-        assert (began.release_id, began.arm) == (home, arm)
-        other = users["control" if arm == "candidate" else "candidate"]
-        for speaker in (None, other, users["later candidate"]):
-            assert experiment.assign(config(0), speaker, began) == Assignment(home)
-        later = experiment.assign(config(1), users[arm], began)
-        assert (later.release_id, later.arm, later.stage) == (home, arm, 1)
-
-
-def test_a_conversation_without_a_user_stays_outside_the_analysis() -> None:
-    users, began = one_of_each(), experiment.assign(config(0), None)
-    for speaker in (None, users["candidate"], users["control"]):
-        assert experiment.assign(config(0), speaker, began) == Assignment(LIVE.id)
-
-
-def test_a_conversation_moves_when_its_release_is_not_served_any_more() -> None:
-    users = one_of_each()
-    in_candidate = experiment.assign(config(0), users["candidate"])
-    assert experiment.assign(ServingConfig(8, LIVE), users["candidate"], in_candidate) == Assignment(
-        LIVE.id
-    )  # rolled back
-    assert experiment.assign(ServingConfig(8, CANARY), None, Assignment(LIVE.id)) == Assignment(CANARY.id)  # promoted
-
-
-def test_how_a_conversation_began_is_its_first_turn(store: Store) -> None:
-    assert experiment.began(store, P, "cnv_1") is None
-    for release_id, arm in ((CANARY.id, "candidate"), (LIVE.id, None)):
-        turn = Interaction(
-            id=new_id(Interaction),
-            project_id=P,
-            conversation_id="cnv_1",
-            turn=1,
-            actor=None,
-            messages=({"role": "user", "content": "hi"},),
-            family="f",
-            prompt_sha256="",
-            source=InteractionSource.GATEWAY,
-            release_id=release_id,
-            served_release_id=release_id,
-            experiment_id="exp_1" if arm else None,
-            arm=arm,
-            created_at=NOW,
-        )
-        store.add(turn)
-    assert experiment.began(store, P, "cnv_1") == Assignment(CANARY.id, "exp_1", "candidate")
-    assert experiment.began(store, "prj_other", "cnv_1") is None
-
-
-def test_a_config_knows_the_releases_that_it_assigns() -> None:
-    assert config().release(CANARY.id) is CANARY
-    with pytest.raises(NotFound):
-        config().release("rel_other")
 
 
 # --- the ramp ----------------------------------------------------------------------------------------------------------
@@ -197,20 +92,21 @@ def test_start_needs_a_canary_against_the_live_one_and_runs_alone(store: Store) 
 
 
 def test_every_change_gives_the_serving_config_another_version(store: Store) -> None:
-    before = experiment.serving_config(store, P)
+    before = serving.serving_config(store, P)
     assert (before.live, before.experiment) == (LIVE, None)
     made = experiment.start(store, P, CANARY.id, LIVE.id, NOW)
-    after = experiment.serving_config(store, P)
+    after = serving.serving_config(store, P)
     assert after.version > before.version
     assert (after.experiment, after.candidate) == (made, CANARY)
     release.roll_back(store, P, "op", "", NOW)
-    last = experiment.serving_config(store, P)
+    last = serving.serving_config(store, P)
     assert last.version > after.version
     assert (last.experiment, last.candidate) == (None, None)
 
 
 def test_the_ramp_goes_on_after_a_look_that_allows_it_and_each_stage_is_looked_at_anew(store: Store) -> None:
-    made = experiment.start(store, P, CANARY.id, LIVE.id, NOW)
+    # A named layer: with a salt of chance 300 users are too few for the first stage once in thirty times.
+    made = experiment.start(store, P, CANARY.id, LIVE.id, NOW, layer="steady")
     with pytest.raises(Refused, match="nobody has looked"):
         experiment.advance(store, P, made.id, "op", NOW)
     experiment.look(store, made.id, NOW)
@@ -232,7 +128,7 @@ def serve(store: Store, made: Experiment, n_users: int, down: float = 0.0, seed:
     rng = np.random.default_rng(seed)
     rows: list[object] = []
     for i in range(n_users):
-        assignment = experiment.assign(ServingConfig(1, LIVE, CANARY, made), f"user-{i}")
+        assignment = serving.assign(ServingConfig(1, LIVE, CANARY, made), f"user-{i}")
         rows += message(f"user-{i}", assignment.arm, assignment.experiment_id, made.stage)
         if rng.random() < down:
             rows.append(thumb(rows[-2], up=False))
@@ -457,8 +353,8 @@ def simulate(seed: int, harm: float, usage: float = 1.0) -> tuple[str, bool]:
     candidate's rate of thumbs-down per message.
     """
     rng = np.random.default_rng(seed)
-    serving = {s: config(s, f"salt-{seed}") for s in (0, 1)}
-    met = [experiment.assign(serving[int(i >= 300)], f"user-{i}") for i in range(1300)]
+    configs = [ServingConfig(7, LIVE, CANARY, running(s, f"salt-{seed}")) for s in (0, 1)]
+    met = [serving.assign(configs[int(i >= 300)], f"user-{i}") for i in range(1300)]
     enrolled = [assignment for assignment in met if assignment.arm][:N_USERS]
     chosen = np.array([assignment.arm == "candidate" for assignment in enrolled])
     stage = np.array([assignment.stage for assignment in enrolled])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -253,17 +254,23 @@ def test_scores_meet_thumbs(store: Store) -> None:
     assert value(found, "score_mean").value == pytest.approx(19.5)
     assert value(found, "score_sd").value == pytest.approx(np.std(range(40), ddof=1))
     assert (value(found, "kl_mean").value, value(found, "kl_mean").n) == (2.0, 40)
-    assert value(found, "score_thumb_auc").n == 30
+    of_many = value(found, "score_thumb_auc")
+    assert of_many.n == 30
+    assert of_many.value == pytest.approx(roc_auc_score([i % 2 == 0 for i in range(30)], range(30)))
 
+    def by(number: int, user: Callable[[int], int]) -> list[Measurement]:
+        """Sixty thumbs in six tens that agree among themselves."""
+        start, quality = NOW + number * MINUTE, (2.0, 1.0, 0.0, 0.5, 1.5, 0.2)
+        rows = (turn(start, f"u{user(i)}", f"text {i}", up=i // 10 % 2 == 0) for i in range(60))
+        store.add(*(row for some in rows for row in some))
+        drawn = monitor.sample_answers(store, P, start, start + MINUTE, 1000)
+        scores = {a.response_id: {"score": quality[int(a.text[5:]) // 10]} for a in drawn}
+        return monitor.measure(store, P, start, start + MINUTE, scores)
 
-def test_auc_agrees_with_scikit_learn_and_its_interval_covers() -> None:
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(0.5, 1, 60).round(1), rng.normal(0, 1, 40).round(1)
-    found = monitor.auc(a.tolist(), b.tolist())
-    assert found.mean == pytest.approx(roc_auc_score([1] * 60 + [0] * 40, np.concatenate([a, b])))
-    true = 0.638163  # Phi(.5 / sqrt 2)
-    intervals = [monitor.auc(rng.normal(0.5, 1, 60).tolist(), rng.normal(0, 1, 40).tolist()) for _ in range(400)]
-    assert 0.91 < np.mean([i.low < true < i.high for i in intervals]) < 0.98
+    alone, together = (value(by(*each), "score_thumb_auc") for each in ((1, lambda i: i), (2, lambda i: i // 10)))
+    assert (together.value, together.n) == (alone.value, alone.n) == (pytest.approx(2 / 3), 60)
+    assert together.high - together.low > 1.5 * (alone.high - alone.low)
+    assert not [row for row in by(3, lambda _: 0) if row.metric == "score_thumb_auc"]
 
 
 def test_the_cusum_rises_when_score_and_satisfaction_part(store: Store) -> None:

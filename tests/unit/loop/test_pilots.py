@@ -20,9 +20,9 @@ from plaudit.domain import (
     ReleaseState,
 )
 from plaudit.errors import BadInput, Conflict
-from plaudit.loop import experiment, pilots, pipeline
-from plaudit.loop.experiment import Kept, Scope, ServingConfig
+from plaudit.loop import experiment, pilots, pipeline, serving
 from plaudit.loop.pilots import Pilot
+from plaudit.loop.serving import Kept, Scope, ServingConfig
 from plaudit.stats.looks import Metric
 from plaudit.store.database import Store
 
@@ -59,8 +59,8 @@ USERS = [f"user-{i}" for i in range(4000)]
 def test_the_narrowest_segment_answers_and_is_in_no_experiment_of_others(said: dict[str, Any], served: Release) -> None:
     narrower = (Scope(GERMAN, segment=GERMAN.segment), Scope(PRO, segment=PRO.segment))
     config = ServingConfig(1, LIVE, CANARY, RUNNING, narrower=narrower)
-    assert experiment.assign(config, None, None, said).release_id == served.id
-    arms = {experiment.assign(config, user, None, said).arm for user in USERS[:40]}
+    assert serving.assign(config, None, None, said).release_id == served.id
+    arms = {serving.assign(config, user, None, said).arm for user in USERS[:40]}
     assert arms == ({"candidate", "control"} if served is LIVE else {None})
     assert config.release(served.id) is served
 
@@ -68,7 +68,7 @@ def test_the_narrowest_segment_answers_and_is_in_no_experiment_of_others(said: d
 def test_a_pilot_admits_by_name_or_segment_and_deals_the_rest_nothing() -> None:
     pilot = Pilot(segments=("staff=true", "seats=5"), users=pilots.named(["user-7"]))
     config = ServingConfig(1, LIVE, CANARY, RUNNING, pilot)
-    dealt = {user: experiment.assign(replace(config, pilot=None), user).arm for user in USERS}
+    dealt = {user: serving.assign(replace(config, pilot=None), user).arm for user in USERS}
     for user, said, admitted in (
         ("user-7", {}, True),
         ("user-8", {}, False),
@@ -77,9 +77,9 @@ def test_a_pilot_admits_by_name_or_segment_and_deals_the_rest_nothing() -> None:
         ("user-8", {"staff": False}, False),
         ("user-8", {"seats": 5}, True),
     ):
-        found = experiment.assign(config, user, None, said)
+        found = serving.assign(config, user, None, said)
         assert (found.arm, found.experiment_id) == ((dealt[user], "exp_1") if admitted else (None, None))
-    assert experiment.assign(config, None, None, {"staff": True}) == Assignment(LIVE.id)
+    assert serving.assign(config, None, None, {"staff": True}) == Assignment(LIVE.id)
 
 
 def test_what_a_pilot_may_cost_and_when_it_ends() -> None:
@@ -99,14 +99,14 @@ def test_what_a_pilot_may_cost_and_when_it_ends() -> None:
 
 def test_a_holdout_stays_out_and_is_a_fair_sample_of_both_arms() -> None:
     config = ServingConfig(1, LIVE, CANARY, replace(RUNNING, holdout=0.1))
-    before = {user: experiment.assign(ServingConfig(1, LIVE, CANARY, RUNNING), user).arm for user in USERS}
-    held = [user for user in USERS if experiment.assign(config, user).arm is None]
+    before = {user: serving.assign(ServingConfig(1, LIVE, CANARY, RUNNING), user).arm for user in USERS}
+    held = [user for user in USERS if serving.assign(config, user).arm is None]
     assert abs(len(held) - 400) < 76  # 4 standard deviations of a binomial (4000, .1)
     arms = Counter(before[user] for user in held)
     assert abs(arms["candidate"] - len(held) / 2) < 4 * (len(held) / 4) ** 0.5
     promoted = replace(RUNNING, holdout=0.1, state=ExperimentState.PROMOTED)
     after = ServingConfig(2, CANARY, kept=Kept(LIVE, promoted))
-    met = {user: experiment.assign(after, user) for user in USERS}
+    met = {user: serving.assign(after, user) for user in USERS}
     assert {user for user in USERS if met[user].arm == "holdout"} == set(held)  # who was held out before is now
     assert {one.release_id for one in met.values() if one.arm == "holdout"} == {LIVE.id}
     assert {one.release_id for one in met.values() if one.arm != "holdout"} == {CANARY.id}
@@ -114,7 +114,7 @@ def test_a_holdout_stays_out_and_is_a_fair_sample_of_both_arms() -> None:
     assert after.release(LIVE.id) is LIVE
     # A conversation that began under the Release of before moves, unless its user is held out.
     for user in USERS[:60]:
-        served = experiment.assign(after, user, Assignment(LIVE.id))
+        served = serving.assign(after, user, Assignment(LIVE.id))
         assert served.release_id == (LIVE.id if user in held else CANARY.id)
 
 
@@ -123,9 +123,9 @@ def test_experiments_of_one_layer_deal_alike_and_of_two_independently(store: Sto
 
     def arms(layer: str | None) -> list[str | None]:
         made = experiment.start(store, P, CANARY.id, LIVE.id, NOW, stages=(0.5,), layer=layer)
-        config = experiment.serving_config(store, P)
+        config = serving.serving_config(store, P)
         experiment.stop(store, P, made.id, "op", "enough", NOW)
-        return [experiment.assign(config, user).arm for user in USERS]
+        return [serving.assign(config, user).arm for user in USERS]
 
     first, again, other, own = arms("ranking"), arms("ranking"), arms("tone"), arms(None)
     assert first == again
@@ -161,7 +161,7 @@ def test_the_worker_ends_a_pilot_that_is_over_and_the_canary_stays(
         "the pilot has cost 3.6e-05 of 3e-05",
     )
     assert store.get(Release, CANARY.id).state == ReleaseState.CANARY
-    assert experiment.serving_config(store, P).experiment is None
+    assert serving.serving_config(store, P).experiment is None
     assert ended.figures["metrics"][0]["candidate"] == 9.0
 
 
@@ -173,7 +173,7 @@ def test_the_store_says_who_is_kept_on_what(store: Store, project: Project) -> N
     pros = replace(everybody, id="exp_2", candidate_id=PRO.id, control_id=LIVE.id)
     narrowest = replace(GERMAN, segment="plan=pro,zone=eu")  # more conditions come first, whatever their names
     store.add(before, LIVE, PRO, narrowest, everybody, pros)
-    config = experiment.serving_config(store, P)
+    config = serving.serving_config(store, P)
     assert config.kept == Kept(before, everybody)
     assert config.narrower == (
         Scope(narrowest, segment=narrowest.segment),
@@ -182,6 +182,6 @@ def test_the_store_says_who_is_kept_on_what(store: Store, project: Project) -> N
     assert not config.one_release
     with pytest.raises(Conflict, match="holds nobody out"):
         experiment.end_holdout(store, P, experiment.end_holdout(store, P, pros.id, "op", NOW).id, "op", NOW)
-    assert experiment.serving_config(store, P).narrower[1].kept is None
+    assert serving.serving_config(store, P).narrower[1].kept is None
     store.change(Release, before.id, state=ReleaseState.ROLLED_BACK)
-    assert experiment.serving_config(store, P).kept is None
+    assert serving.serving_config(store, P).kept is None

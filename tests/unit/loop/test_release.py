@@ -30,7 +30,7 @@ from plaudit.domain import (
     new_id,
 )
 from plaudit.errors import BadInput, Conflict, Corrupt, NotFound, PlauditError, Refused
-from plaudit.loop import experiment, govern, release
+from plaudit.loop import experiment, govern, release, serving
 from plaudit.loop.pilots import Pilot
 from plaudit.store.database import Store, open_store
 
@@ -340,15 +340,16 @@ def test_a_segment_has_a_release_of_its_own_and_goes_back_to_everybodys(store: S
     base = release.live(store, P)
     pro = promoted(store, tmp_path, "plan = pro")
     assert (pro.segment, pro.state, release.live(store, P).id) == ("plan=pro", ReleaseState.LIVE, base.id)
-    config = experiment.serving_config(store, P)
-    assert experiment.assign(config, "u", None, {"plan": "pro"}).release_id == pro.id
-    assert experiment.assign(config, None, None, {"plan": "free"}).release_id == base.id
+    config = serving.serving_config(store, P)
+    assert serving.assign(config, "u", None, {"plan": "pro"}).release_id == pro.id
+    assert serving.assign(config, None, None, {"plan": "free"}).release_id == base.id
     with pytest.raises(Conflict, match="not what the users of plan=pro are served by"):
         experiment.start(store, P, canary(store, tmp_path, "plan=pro").id, base.id, NOW)
     with pytest.raises(Conflict, match=r"unique|UNIQUE"):  # the database holds it too
         store.change(Release, base.id, segment="plan=pro")
-    assert release.roll_back(store, P, "op", "worse", NOW, pro.id).id == base.id
-    assert experiment.assign(experiment.serving_config(store, P), "u", None, {"plan": "pro"}).release_id == base.id
+    later = promoted(store, tmp_path)  # and now there is one of everybody's to return to, which is not theirs
+    assert release.roll_back(store, P, "op", "worse", NOW, pro.id).id == later.id
+    assert serving.assign(serving.serving_config(store, P), "u", None, {"plan": "pro"}).release_id == later.id
     govern.verify_audit(store, P)
 
 
@@ -571,10 +572,10 @@ class Ledger(RuleBasedStateMachine):
             assert control.segment in (tried.segment, "")
             segments.append(tried.segment)
         assert len(segments) == len(set(segments))
-        config = experiment.serving_config(self.store, P)
+        config = serving.serving_config(self.store, P)
         for user in ("u1", "u2", "u3"):
             for said in ({}, {"plan": "pro"}, {"plan": "pro", "lang": "de"}):
-                config.release(experiment.assign(config, user, None, said).release_id)
+                config.release(serving.assign(config, user, None, said).release_id)
         govern.verify_audit(self.store, P)
 
     def teardown(self) -> None:

@@ -10,9 +10,12 @@ from plaudit.loop.traffic import Change, Crowd
 CHANGES = {"no better": Change(0.0, 0.5), "better": Change(0.15, 0.5), "harmful": Change(-0.15, 0.5)}
 
 
+def played(n_runs: int, n_looks: int = 15) -> dict:
+    return traffic.trials(Crowd(), CHANGES, Rules(n_planned=6000), (0.1, 0.5), n_runs, 6000, n_looks, seed=7)
+
+
 def trials(n_runs: int, n_looks: int = 15) -> dict:
-    found = traffic.trials(Crowd(), CHANGES, Rules(n_planned=6000), (0.1, 0.5), n_runs, 6000, n_looks, seed=7)
-    return found["changes"]
+    return played(n_runs, n_looks)["changes"]
 
 
 def test_each_kind_ends_as_it_should_and_the_reward_is_not_believed() -> None:
@@ -24,6 +27,15 @@ def test_each_kind_ends_as_it_should_and_the_reward_is_not_believed() -> None:
     assert 0 < harmful["n_candidate"]["median"] <= harmful["n_candidate"]["p95"] < harmful["n_users"]["p95"]
     assert found["no better"]["verdicts"]["promote"]["mean"] <= 0.25
     assert trials(2, 5) == trials(2, 5)
+
+
+def test_pictures_say_that_all_of_it_is_simulated() -> None:
+    found = traffic.pictures(played(2, 5))
+    assert set(found) == {"verdicts", "users"}
+    for svg in found.values():
+        assert "2 simulated experiments of each kind" in svg
+        assert "harmful" in svg
+    assert "harmful: roll back" in found["verdicts"]
 
 
 @pytest.mark.slow

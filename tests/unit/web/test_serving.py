@@ -7,6 +7,7 @@ import pytest
 from plaudit.domain import DEFAULT_PROJECT, Experiment, ExperimentState, Release, ReleaseState, new_id, utc_now
 from plaudit.errors import Unavailable
 from plaudit.loop import experiment, govern, release
+from plaudit.loop.serving import assign
 from plaudit.store.database import open_store
 from plaudit.web import serving
 from plaudit.web.serving import ServingConfigs
@@ -102,6 +103,6 @@ def test_a_conversation_goes_on_where_its_beginning_cannot_be_read(store) -> Non
         begin_experiment(store)
         current = await configs.current(DEFAULT_PROJECT)
         told = await configs.assign(current, "u-1", "c-1")
-        assert told == experiment.assign(current.config, "u-1")
+        assert told == assign(current.config, "u-1")
 
     asyncio.run(use())

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from plaudit.errors import BadInput
@@ -58,6 +60,16 @@ def test_a_row_is_redacted_in_all_its_texts_dropped_or_only_counted() -> None:
     assert (kept, dict(found), drop) == (row, {"email": 4}, False)
     ((_, _, drop),) = screen_rows(rules({"email": "drop"}), [row])
     assert drop
+    plain, other = {"messages": ({"role": "user", "content": "I am Ada"},)}, {"messages": (), "rejected": mail}
+    several = screen_rows(rules({"email": "redact"}), [plain, other, {"messages": ()}, row, other])
+    hidden = ({"messages": (), "rejected": "[email]"}, Counter(email=1), False)
+    assert several == [
+        (plain, Counter(), False),
+        hidden,
+        ({"messages": ()}, Counter(), False),
+        (shown, found, False),
+        hidden,
+    ]
 
 
 def test_a_finder_of_ones_own_takes_part() -> None:
