@@ -16,8 +16,8 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+import scipy  # its parts load with their first use: not where a service or a command starts
 from numpy.typing import ArrayLike, NDArray
-from scipy import sparse, special
 
 from plaudit.errors import BadInput
 from plaudit.stats.intervals import Interval, wilson_bounds
@@ -417,7 +417,7 @@ def _fit(
     differences to it decide (E-step). At a million votes that takes a quarter of the time of products with (n, K) matrices.
     """
     k = votes.n_labels
-    counts: Any = sparse.csr_matrix((np.ones(len(cells)), (votes.item, cells)), shape=(votes.n_items, n_cells))
+    counts: Any = scipy.sparse.csr_matrix((np.ones(len(cells)), (votes.item, cells)), shape=(votes.n_items, n_cells))
     cell_sizes = np.bincount(cells, minlength=n_cells).astype(np.float64)
     gold_items, gold_labels = _gold_arrays(votes, gold)
     clamp = np.eye(k)[:, gold_labels]
@@ -530,8 +530,8 @@ def _beta_rates(votes: Votes, mean: Floats, variance: Floats) -> WorkerRates:
     """95 % bounds of the Beta distribution with this mean and variance, per worker."""
     inside = np.clip(mean, 1e-6, 1 - 1e-6)
     total = np.maximum(inside * (1 - inside) / np.maximum(variance, 1e-12) - 1, 1e-3)
-    low = special.betaincinv(inside * total, (1 - inside) * total, 0.025)
-    high = special.betaincinv(inside * total, (1 - inside) * total, 0.975)
+    low = scipy.special.betaincinv(inside * total, (1 - inside) * total, 0.025)
+    high = scipy.special.betaincinv(inside * total, (1 - inside) * total, 0.975)
     n = np.bincount(votes.worker, minlength=votes.n_workers)
     return WorkerRates(mean, low, high, n.astype(np.int64))
 
@@ -574,8 +574,8 @@ def _effective_votes(votes: Votes, confusion: Floats, class_mix: Floats) -> Floa
     joint = class_mix[None, :, None] * confusion  # (W, truth, vote)
     marginal = joint.sum(axis=1, keepdims=True)
     independent = class_mix[None, :, None] * marginal
-    information = special.rel_entr(joint, independent).sum(axis=(1, 2))
-    entropy = float(special.entr(class_mix).sum())
+    information = scipy.special.rel_entr(joint, independent).sum(axis=(1, 2))
+    entropy = float(scipy.special.entr(class_mix).sum())
     share = information / entropy if entropy > 0 else np.zeros(votes.n_workers)
     return _per_item(votes, share[votes.worker])
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import scipy  # its parts load with their first use: not where a service or a command starts
 from numpy.typing import NDArray
-from scipy import sparse, special
 
 from plaudit.errors import BadInput
 from plaudit.stats.aggregate import Votes, dawid_skene
@@ -110,7 +110,7 @@ def _haste(ballots: Ballots) -> list[Sign]:
 
 def _at_least(k: Ints, n: Ints, p: float) -> Floats:
     """P(Bin(n, p) >= k), element by element."""
-    tail: Floats = np.where(k > 0, special.betainc(np.maximum(k, 1), n - k + 1, p), 1.0)
+    tail: Floats = np.where(k > 0, scipy.special.betainc(np.maximum(k, 1), n - k + 1, p), 1.0)
     return tail
 
 
@@ -160,7 +160,7 @@ def _others_say(ballots: Ballots) -> Floats:
     with np.errstate(divide="ignore"):
         log_odds = np.log(np.maximum(fit.posterior[:, 0], 1e-12)) - np.log(np.maximum(fit.posterior[:, 1], 1e-12))
     own = np.log(fit.confusion[votes.worker, 0, votes.label]) - np.log(fit.confusion[votes.worker, 1, votes.label])
-    first_side = special.expit(log_odds[votes.item] - own)
+    first_side = scipy.special.expit(log_odds[votes.item] - own)
     said: Floats = np.where(votes.label == 0, first_side, np.where(votes.label == 1, 1 - first_side, 0.5))
     said = np.clip(said, 1 - SURE, SURE)
     if ballots.gold:
@@ -182,7 +182,7 @@ def _copies(ballots: Ballots) -> list[Sign]:
     shape = (votes.n_workers, votes.n_items)
 
     def together(rows: NDArray[np.bool_]) -> Floats:
-        held = sparse.csr_matrix((np.ones(rows.sum()), (worker[rows], item[rows])), shape=shape)
+        held = scipy.sparse.csr_matrix((np.ones(rows.sum()), (worker[rows], item[rows])), shape=shape)
         product: Floats = (held @ held.T).toarray()
         np.fill_diagonal(product, 0)
         return product
@@ -195,7 +195,7 @@ def _copies(ballots: Ballots) -> list[Sign]:
     rest = common.sum(axis=1, keepdims=True) - common
     _, alike = wilson_bounds(np.minimum(same.sum(axis=1, keepdims=True) - same, rest), rest)
     usual = np.minimum((1 + np.maximum(alike, alike.T)) / 2, CLOSE)
-    tail = np.where(same > 0, special.betainc(np.maximum(same, 1), common - same + 1, usual), 1.0)
+    tail = np.where(same > 0, scipy.special.betainc(np.maximum(same, 1), common - same + 1, usual), 1.0)
     suspect = (tail < ALPHA / max(1, votes.n_workers - 1)) & (common >= COMMON)
     found = []
     for w in np.flatnonzero(suspect.any(axis=1)):
