@@ -44,7 +44,7 @@ def service(home: Path, role: str, store_url: str) -> Iterator[tuple[str, subpro
 
 
 def wait_until(true: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while not true():
         assert time.monotonic() < deadline, what
         time.sleep(0.02)
