@@ -165,6 +165,9 @@ class Settings:
     monitor_interval_s: float = field(
         default=30.0, metadata={"help": "Seconds between two measurements of production by the worker."}
     )
+    monitor_sample: int = field(
+        default=64, metadata={"help": "Answers of a measurement that the newest reward model scores; 0 scores none."}
+    )
     audit_anchor: str = field(
         default="",
         metadata={

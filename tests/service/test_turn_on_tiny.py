@@ -162,7 +162,7 @@ def test_a_turn_with_the_real_programs(tmp_path: Path, base: Path, url: str) -> 
     serve(store, project, url, offered.model, policy.id, first=1000)
     measured = worker.monitor_once(settings, store, project.id, "worker", force=True)
     by_metric = {row.metric: row for row in measured if not row.labels}
-    assert by_metric["score_mean"].n == worker.SAMPLE
+    assert by_metric["score_mean"].n == settings.monitor_sample
     assert 0 < by_metric["kl_mean"].n <= N
     assert store.count(Response, checkpoint_id=policy.id) == N + 12
     store.close()

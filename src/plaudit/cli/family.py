@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import threading
@@ -139,19 +140,34 @@ def last_sentence(said: str) -> str:
 
 
 def parent_option(command: Any) -> Any:
-    """`--parent PID`, for children of `plaudit up`."""
+    """`--parent PID`: end with that process."""
     return click.option("--parent", type=int, default=None, hidden=True)(command)
 
 
-def end_with(parent: int | None) -> None:
-    """Watch the parent from a thread; when it is gone ask this process to stop, and end it where it does not."""
+def end_with(parent: int | None, grace_s: float = GRACE_S) -> None:
+    """Watch the parent from a thread; when it is gone ask this process to stop, and end it where it does not within `grace_s`."""
     if parent is not None:
-        threading.Thread(target=_watch, args=(parent,), name="parent-watch", daemon=True).start()
+        threading.Thread(target=_watch, args=(parent, grace_s), name="parent-watch", daemon=True).start()
 
 
-def _watch(parent: int) -> None:
+def _watch(parent: int, grace_s: float) -> None:
     while os.getppid() == parent:
         time.sleep(POLL_S)
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE_S)
+    time.sleep(grace_s)
     os._exit(1)
+
+
+def told_to_stop(*signals: signal.Signals) -> threading.Event:
+    """An Event that these signals set, from a thread: a handler runs between two steps of the main thread, and where those are of
+    Event.wait it would wait for ever for the lock that the main thread holds."""
+    stop, told = threading.Event(), queue.SimpleQueue[None]()
+    for number in signals:
+        signal.signal(number, lambda *_: told.put(None))
+
+    def hand_on() -> None:
+        told.get()
+        stop.set()
+
+    threading.Thread(target=hand_on, name="told-to-stop", daemon=True).start()
+    return stop

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from rich.console import Console
 
 from plaudit.artifacts import write_secret
 from plaudit.cli import lock, ports
-from plaudit.cli.family import Child, Family
+from plaudit.cli.family import STOP_S, Child, Family, end_with, parent_option, told_to_stop
 from plaudit.cli.models import prepare_base
 from plaudit.cli.options import Home, home_option, json_option, open_home, print_json
 from plaudit.domain import ApiKey, Person, Role, utc_now
@@ -34,6 +33,7 @@ from plaudit.settings import Settings, shown
 @click.option("--upstream", default=None, help="Serve from this OpenAI-compatible URL instead of our policy server.")
 @click.option("--model", default=None, help="The model's name at --upstream.")
 @click.option("--worker/--no-worker", "with_worker", default=True, help="Start the worker too.")
+@parent_option
 @json_option
 def up(
     home: Path | None,
@@ -45,9 +45,11 @@ def up(
     upstream: str | None,
     model: str | None,
     with_worker: bool,
+    parent: int | None,
     as_json: bool,
 ) -> None:
     """Start everything and stay until Ctrl-C."""
+    end_with(parent, grace_s=STOP_S + 5)
     if upstream is not None and model is None:
         raise click.UsageError("--upstream needs --model, the model's name there.")
     opened = open_home(
@@ -61,9 +63,7 @@ def up(
     addresses = {"service": settings.service_url} if serves else {}
     if chats:
         addresses["policy"] = shown(upstream or settings.policy_url)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: stop.set())
+    stop = told_to_stop(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     console = Console(stderr=as_json)
     with lock.held(settings.home, addresses, roles):
         if serves:
@@ -178,6 +178,7 @@ def _policy_server(opened: Home, folder: Path, name: str) -> Child:
 
     def command() -> list[str]:
         base = ["--base", str(folder), "--name", name, "--port", str(settings.policy_port)]
+        base += ["--parent", str(os.getpid())]
         adapters = []
         for served, checkpoint in release.to_load(opened.store, opened.project_id):
             adapters += ["--adapter", f"{served.model}={checkpoint.folder}"]

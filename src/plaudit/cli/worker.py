@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import signal
-import threading
 from pathlib import Path
 
 import click
 
-from plaudit.cli.family import end_with, parent_option
+from plaudit.cli.family import end_with, parent_option, told_to_stop
 from plaudit.cli.options import home_option, open_home
 
 
@@ -24,8 +23,6 @@ def worker(home: Path | None, parent: int | None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # else it logs every request of webhooks and the mirror
     opened = open_home(home)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = told_to_stop(signal.SIGTERM, signal.SIGINT)
     loop_worker.run(opened.settings, opened.store, stop)
     opened.store.close()

@@ -6,12 +6,10 @@ nothing else.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -27,7 +25,7 @@ import psutil
 from plaudit import settings as settings_file
 from plaudit import simulate
 from plaudit.artifacts import write_atomic, write_secret
-from plaudit.demo_steps.plan import MIN_NEW_PREFERENCES, MONITOR_INTERVAL_S, OVERLAP, Options
+from plaudit.demo_steps.plan import MIN_NEW_PREFERENCES, MONITOR_INTERVAL_S, MONITOR_SAMPLE, OVERLAP, Options
 from plaudit.domain import Json, Role, utc_now
 from plaudit.errors import AlreadyRunning, ConfigError, PlauditError, Unavailable
 from plaudit.loop import govern, train
@@ -38,8 +36,10 @@ OWNER = (
     "demo"  # of its Runs: after a crash the next demo on this home takes them up at once, for HOME/demo.lock admits one
 )
 UP_S = 300.0
+ENDING_S = (
+    60.0  # of the `plaudit up` of a demo that was killed: it sees that at once, and is given 15 s by its own watch
+)
 APPLICATION = "demo application"
-_LIBC = ctypes.CDLL(None)
 APPROVERS = ("Alice Approver", "Bob Approver")
 
 
@@ -127,6 +127,7 @@ def furnish(options: Options, fresh: bool) -> Settings:
         "base": json.dumps(options.plan.base),
         "overlap": OVERLAP,
         "monitor_interval_s": MONITOR_INTERVAL_S,
+        "monitor_sample": MONITOR_SAMPLE,
         "min_new_preferences": MIN_NEW_PREFERENCES,
     }
     write_atomic(home / "plaudit.toml", "".join(f"{name} = {value}\n" for name, value in lines.items()))
@@ -210,20 +211,20 @@ def everything_up(settings: Settings) -> Iterator[None]:
     logs = settings.home / "logs"
     logs.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "plaudit.cli", "up", "--json", "--home", str(settings.home)]
-    command += ["--port", str(settings.port), "--policy-port", str(settings.policy_port)]
-    deadline = time.monotonic() + UP_S
+    command += ["--port", str(settings.port), "--policy-port", str(settings.policy_port), "--parent", str(os.getpid())]
+    began = time.monotonic()
     process = _launch(command, logs)
     try:
         while not _ready(logs / "up.out"):
             if process.poll() is not None:
                 said = _sentence((logs / "up.err").read_text())
-                if "already runs" not in said or time.monotonic() > deadline - UP_S + 30:
+                if "already runs" not in said or time.monotonic() > began + ENDING_S:
                     raise Unavailable(
                         f"`plaudit up` ended: {said.removeprefix('plaudit: ')} (its log: {logs / 'up.err'})"
                     )
                 time.sleep(0.5)  # the one of a demo that was killed is about to end
                 process = _launch(command, logs)
-            if time.monotonic() > deadline:
+            if time.monotonic() > began + UP_S:
                 raise Unavailable(f"`plaudit up` is not ready after {UP_S:.0f} s; see {logs}.")
             time.sleep(0.05)
         yield
@@ -233,20 +234,7 @@ def everything_up(settings: Settings) -> Iterator[None]:
 
 def _launch(command: list[str], logs: Path) -> subprocess.Popen[bytes]:
     with (logs / "up.out").open("wb") as out, (logs / "up.err").open("wb") as err:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509  one system call of a library that is loaded already
-        )
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        _LIBC.prctl(pr_set_pdeathsig, signal.SIGTERM)
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True)
 
 
 def _ready(out: Path) -> bool:

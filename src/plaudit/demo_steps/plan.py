@@ -32,7 +32,8 @@ MIN_STAGE_USERS = 5  # in each arm before the ramp goes on
 # In thumbs-down per message. The gate has shown that the candidate is better; what 400 to 700 users can show beside it is that none is harmed.
 GOAL_MARGIN = 0.1
 MIN_NEW_PREFERENCES = 50
-MONITOR_INTERVAL_S = 2.0
+MONITOR_INTERVAL_S = 1.0
+MONITOR_SAMPLE = 24  # scored answers of a measurement: the scorer shares two cores with everything else
 OVERLAP = 3
 
 TWINS: Mapping[str, str] = MappingProxyType(

@@ -46,9 +46,9 @@ def watch(demo: Demo, tell: Tell) -> Json:
     }
 
 
-def _visit(demo: Demo, prefix: str, mood: float, tell: Tell, times: int = 1) -> None:
+def _visit(demo: Demo, prefix: str, mood: float, tell: Tell) -> None:
     """Users come, then the worker has measured every window that it has the traffic for."""
-    visits = gather.visits(demo, "traffic", prefix, times * demo.options.plan.visits_per_mood, mood=mood)
+    visits = gather.visits(demo, "traffic", prefix, demo.options.plan.visits_per_mood, mood=mood)
     if gather.ask(demo, visits, tell):
         _wait(lambda: _n_waiting(demo) < WINDOW_INTERACTIONS, "measure the visits")
 
@@ -60,7 +60,7 @@ def _until_reference(demo: Demo, tell: Tell) -> None:
         rows = demo.store.find(Measurement, project_id=demo.project_id, metric=METRIC)
         if any(not row.labels and row.n >= _rule().min_samples and since and row.window_start >= since for row in rows):
             return
-        _visit(demo, f"watch-first-{number}", CALM, tell, times=2)  # for two windows: one is still open from before
+        _visit(demo, f"watch-first-{number}", CALM, tell)
 
 
 def _rule() -> monitor.AlertRule:

@@ -116,7 +116,7 @@ def window_start(store: Store, project_id: str) -> datetime | None:
 
 
 def n_waiting(store: Store, project_id: str, now: datetime) -> int:
-    """Interactions since the last window: what the next one would hold."""
+    """Interactions that ended since the last window: what the next one would hold."""
     start = window_start(store, project_id)
     if start is None:
         return 0
@@ -226,7 +226,7 @@ def measure(
 
 
 def _feedback_rate(traffic: Traffic) -> Interval:
-    """Interactions that got feedback in the window per interaction begun in it; above 1 where feedback comes late or in bursts."""
+    """Interactions that got feedback in the window per interaction that ended in it; above 1 where feedback comes late or in bursts."""
     rate = traffic.n_with_feedback / traffic.n_interactions
     half = 1.96 * math.sqrt(max(traffic.n_with_feedback, 1)) / traffic.n_interactions  # counts are Poisson
     return Interval(rate, max(0.0, rate - half), rate + half, traffic.n_interactions)

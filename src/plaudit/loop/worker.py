@@ -45,7 +45,6 @@ RETAIN_EVERY = timedelta(days=1)  # each time the store's file is rewritten
 ON_ABUSE = ("show", "quarantine")
 SUSPECT_WINDOW = timedelta(hours=1)
 MIRROR_PAUSE_MAX_S = 900.0  # between two tries, while MLflow does not answer
-SAMPLE = 64  # answers of a window that are scored
 # Nobody waits for a monitor's scores: where the cores are busy, answers come first.
 BACKGROUND = ("nice", "-n", "10", *train.PROGRAM)
 TRAINING_STEPS = tuple(name for name in PROGRAMS if name != "score")
@@ -147,7 +146,7 @@ def monitor_once(
     n_waiting = monitor.n_waiting(store, project_id, now)
     if not n_waiting or not (force or n_waiting >= WINDOW_INTERACTIONS or now - start >= WINDOW_MAX):
         return []
-    answers = monitor.sample_answers(store, project_id, start, now, SAMPLE)
+    answers = monitor.sample_answers(store, project_id, start, now, settings.monitor_sample)
     scores = score_answers(settings.home, store, project_id, answers, owner, program)
     rows = monitor.measure(store, project_id, start, now, scores)
     for alert in monitor.evaluate_rules(store, project_id, now):

@@ -52,6 +52,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--adapter", action="append", default=[], metavar="NAME=PATH", help="adapter to load at the start"
     )
+    parser.add_argument(
+        "--parent", type=int, default=os.getppid(), help="end with this process; default: who started it"
+    )
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves torch's choice")
     parser.add_argument("--max-rows", type=int, default=128, help="responses sampled at the same time")
@@ -75,7 +78,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    parent = os.getppid()
     listener = _listen(options.host, options.port)
     import torch
     import uvicorn
@@ -106,7 +108,7 @@ def _serve(options: argparse.Namespace) -> None:
     # uvicorn ends its work, then raises the signal again: without these the process would die of it.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
-    threading.Thread(target=_watch_parent, args=(parent, server), daemon=True).start()
+    threading.Thread(target=_watch_parent, args=(options.parent, server), daemon=True).start()
     threading.Thread(target=_announce, args=(server, listener), daemon=True).start()
     server.run(sockets=[listener])
 

@@ -91,13 +91,12 @@ class Engine:
         self.max_rows, self.max_waiting, self.cache_tokens = max_rows, max_waiting, cache_tokens
         self._prompt_bytes = prompt_bytes
         self._loop = DecodeLoop(decoder, prompt_bytes=prompt_bytes)
-        self._decoder = decoder
         self._waiting: deque[Job] = deque()
         self._forget: list[Adapter] = []
         self._running: dict[Row, _Running] = {}
         self._wake = threading.Condition()
         self._stopping = False
-        self._fresh: Decoder | None = None  # takes the place of the decoder as soon as nothing is being sampled
+        self._fresh: DecodeLoop | None = None  # takes the place of the loop as soon as nothing is being sampled
         self._taken = threading.Event()
         self._thread = threading.Thread(target=self._work, name="sampling", daemon=True)
 
@@ -141,11 +140,14 @@ class Engine:
     def reload(self, decoder: Decoder) -> None:
         """Sample with another decoder of the same shape from here on. Waits for the answers in progress, which end as they began; what waits
         in the queue is sampled with the new one, and nothing that was cached of the old one is used again. Raises Unavailable."""
+        fresh = DecodeLoop(
+            decoder, prompt_bytes=self._prompt_bytes
+        )  # what fails here fails for who asked, not for the worker
         with self._wake:
             if self._fresh is not None:
                 raise Unavailable("Weights are being exchanged already; ask again in a moment.", retry_after_s=2.0)
             self._taken.clear()
-            self._fresh = decoder
+            self._fresh = fresh
             self._wake.notify_all()
         while not self._taken.wait(timeout=1.0):
             if self._stopping or not self._thread.is_alive():
@@ -177,8 +179,7 @@ class Engine:
             self._running = {row: running for row, running in self._running.items() if not running.job.cancelled}
         if self._fresh is not None and not self._running:
             with self._wake:
-                self._decoder, self._fresh = self._fresh, None
-                self._loop = DecodeLoop(self._decoder, prompt_bytes=self._prompt_bytes)
+                self._loop, self._fresh = self._fresh, None
                 self._taken.set()
         fresh = self._admissible() if self._fresh is None else []
         for running in fresh:
@@ -266,7 +267,7 @@ class Engine:
             jobs = {running.job: None for running in self._running.values()} | dict.fromkeys(self._waiting)
             self._waiting.clear()
         self._running.clear()
-        self._loop = DecodeLoop(self._decoder, prompt_bytes=self._prompt_bytes)
+        self._loop = DecodeLoop(self._loop.decoder, prompt_bytes=self._prompt_bytes)
         for job in jobs:
             _hand_over(job.loop, [(job, error)])
 

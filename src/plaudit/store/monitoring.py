@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -67,26 +68,30 @@ class Act:
 
 @dataclass(frozen=True)
 class Traffic:
+    """Of interactions that ended in a window, with an answer or without."""
+
     n_interactions: int
     n_errors: int
     n_with_feedback: int
 
 
 def traffic(tx: Transaction, project_id: str, start: datetime, end: datetime) -> Traffic:
-    """Counts of the interactions begun in [start, end), and of those, whenever begun, that got feedback in it."""
-    where = _within(project_id, start, end)
-    total = sa.select(sa.func.count().label("n")).select_from(_INTERACTIONS).where(*where)
-    errors = (
-        sa.select(sa.func.count().label("n"))
-        .select_from(_INTERACTIONS.join(_COMPLETIONS, _COMPLETIONS.c.id == _INTERACTIONS.c.id))
-        .where(*where, _COMPLETIONS.c.status == CompletionStatus.ERROR)
+    """Counts of the interactions that ended in [start, end), and of those, whenever they ended, that got feedback in it."""
+    ended: sa.Select[Any] = (
+        sa.select(
+            sa.func.count().label("n"),
+            sa.func.count().filter(_COMPLETIONS.c.status == CompletionStatus.ERROR).label("n_errors"),
+        )
+        .select_from(_COMPLETIONS)
+        .where(*_ended_within(project_id, start, end))
     )
     spoken = (
         sa.select(sa.func.count(sa.distinct(_INTERACTIONS.c.id)).label("n"))
         .select_from(_INTERACTIONS.join(_FEEDBACK, _FEEDBACK.c.interaction_id == _INTERACTIONS.c.id))
         .where(*_said_within(project_id, start, end))
     )
-    return Traffic(*(int(tx.rows(query)[0]["n"]) for query in (total, errors, spoken)))
+    (counts,) = tx.rows(ended)
+    return Traffic(int(counts["n"]), int(counts["n_errors"]), int(tx.rows(spoken)[0]["n"]))
 
 
 def answers(tx: Transaction, project_id: str, start: datetime, end: datetime, limit: int) -> list[Answer]:
@@ -103,12 +108,13 @@ def answers(tx: Transaction, project_id: str, start: datetime, end: datetime, li
             _RESPONSES.c.checkpoint_id,
         )
         .join(_INTERACTIONS, _INTERACTIONS.c.id == _RESPONSES.c.interaction_id)
+        .join(_COMPLETIONS, _COMPLETIONS.c.id == _RESPONSES.c.interaction_id)
         .where(
-            *_within(project_id, start, end),
+            *_ended_within(project_id, start, end),
             _RESPONSES.c.idx == 0,
             _RESPONSES.c.origin.in_([ResponseOrigin.SERVED, ResponseOrigin.LOGGED]),
         )
-        .order_by(_INTERACTIONS.c.created_at.desc(), _INTERACTIONS.c.id.desc())
+        .order_by(_COMPLETIONS.c.created_at.desc(), _COMPLETIONS.c.id.desc())
         .limit(limit)
     )
     return [Answer(*row.values()) for row in reversed(tx.rows(query))]
@@ -177,9 +183,10 @@ def new_preferences(tx: Transaction, project_id: str, since: datetime | None) ->
     return int(tx.rows(query)[0]["n"])
 
 
-def _within(project_id: str, start: datetime, end: datetime) -> tuple[sa.ColumnElement[bool], ...]:
-    at = _INTERACTIONS.c.created_at
-    return _INTERACTIONS.c.project_id == project_id, at >= start, at < end
+def _ended_within(project_id: str, start: datetime, end: datetime) -> tuple[sa.ColumnElement[bool], ...]:
+    """By their end, not their beginning: a window that closes while they are being answered would never see their answers."""
+    at = _COMPLETIONS.c.created_at
+    return _COMPLETIONS.c.project_id == project_id, at >= start, at < end
 
 
 def _said_within(project_id: str, start: datetime, end: datetime) -> tuple[sa.ColumnElement[bool], ...]:

@@ -154,6 +154,7 @@ sa.Index(
     TABLES[domain.Interaction].c.conversation_id,
 )
 sa.Index("interactions_by_time", TABLES[domain.Interaction].c.project_id, TABLES[domain.Interaction].c.created_at)
+sa.Index("completions_by_time", TABLES[domain.Completion].c.project_id, TABLES[domain.Completion].c.created_at)
 sa.Index("interactions_by_experiment", TABLES[domain.Interaction].c.experiment_id, TABLES[domain.Interaction].c.actor)
 sa.Index("interactions_by_actor", TABLES[domain.Interaction].c.project_id, TABLES[domain.Interaction].c.actor)
 sa.Index("responses_by_interaction", TABLES[domain.Response].c.interaction_id, TABLES[domain.Response].c.idx)

@@ -10,6 +10,7 @@ import pytest
 
 from plaudit.cli import family
 from plaudit.cli.family import Child, Family, last_sentence
+from plaudit.demo_steps.house import free_port
 from plaudit.errors import Unavailable
 
 
@@ -92,6 +93,32 @@ os._exit(0)
             return True
 
     until(gone)
+
+
+def test_a_signal_stops_whatever_the_main_thread_is_at() -> None:
+    # With a handler that sets the event itself this hangs: Event.wait holds that lock between two of its steps.
+    program = """
+import signal
+from plaudit.cli.family import told_to_stop
+stop = told_to_stop(signal.SIGTERM)
+with stop._cond:
+    signal.raise_signal(signal.SIGTERM)
+print(stop.wait(30))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "True\n"
+
+
+def test_up_ends_with_the_process_that_asked_for_it(tmp_path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    command = [sys.executable, "-m", "plaudit.cli", "up", "--home", str(tmp_path), "--base", "tiny"]
+    command += ["--port", str(free_port()), "--policy-port", str(free_port()), "--parent", str(gone.pid)]
+    up = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        assert up.wait(60) in (0, -signal.SIGTERM)
+    finally:
+        up.kill()
 
 
 def test_the_last_sentence_is_the_message_of_a_program_of_ours() -> None:

@@ -77,7 +77,7 @@ def chat(store: Store, project: Project) -> Chat:
                 first_token_ms=3.0,
                 latency_ms=9.0,
                 error=None,
-                now=NOW,
+                now=fields["now"],
             )
             store.add(completion, *responses)
         return interaction

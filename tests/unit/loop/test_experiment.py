@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -19,8 +19,6 @@ from plaudit.domain import (
     Interaction,
     InteractionSource,
     Measurement,
-    Release,
-    ReleaseState,
     new_id,
 )
 from plaudit.errors import BadInput, Conflict, Refused
@@ -29,38 +27,7 @@ from plaudit.loop.experiment import Observed, Rules
 from plaudit.loop.serving import ServingConfig
 from plaudit.store.database import Store
 
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-P = "prj_default"
-
-
-def offered(state: ReleaseState, name: str) -> Release:
-    return Release(
-        id=f"rel_{name}",
-        project_id=P,
-        checkpoint_id=None,
-        model=name,
-        upstream="fake:",
-        state=state,
-        created_at=NOW,
-        state_at=NOW,
-    )
-
-
-LIVE, CANARY = offered(ReleaseState.LIVE, "live"), offered(ReleaseState.CANARY, "canary")
-
-
-def running(stage: int = 0, salt: str = "salt") -> Experiment:
-    return Experiment(
-        id="exp_1",
-        project_id=P,
-        candidate_id=CANARY.id,
-        control_id=LIVE.id,
-        salt=salt,
-        stages=(0.1, 0.5),
-        stage=stage,
-        rules=asdict(Rules()),
-        created_at=NOW,
-    )
+from .ramp import CANARY, LIVE, NOW, P, running
 
 
 @pytest.fixture

@@ -64,8 +64,9 @@ def turn(
     attributes: dict | None = None,
     finish: str = "stop",
     ok: bool = True,
+    takes: timedelta = timedelta(),
 ) -> list[object]:
-    """One interaction with its answer and perhaps a thumb."""
+    """One interaction with its answer, which takes a while, and perhaps a thumb."""
     key = new_id(Interaction)
     interaction = Interaction(
         id=key,
@@ -84,7 +85,10 @@ def turn(
         created_at=at,
     )
     status = CompletionStatus.OK if ok else CompletionStatus.ERROR
-    rows: list[object] = [interaction, Completion(id=key, project_id=P, status=status, model="base", created_at=at)]
+    rows: list[object] = [
+        interaction,
+        Completion(id=key, project_id=P, status=status, model="base", created_at=at + takes),
+    ]
     if ok:
         rows.append(
             Response(
@@ -96,11 +100,11 @@ def turn(
                 finish_reason=finish,
                 origin=ResponseOrigin.SERVED,
                 model="base",
-                created_at=at,
+                created_at=at + takes,
             )
         )
     if up is not None:
-        rows.append(thumb(key, actor, up, at))
+        rows.append(thumb(key, actor, up, at + takes))
     return rows
 
 
@@ -204,6 +208,17 @@ def test_a_thumb_counts_when_it_is_given_and_as_it_stands(store: Store) -> None:
     gone = thumb(key, "a", True, NOW + 2 * MINUTE, retracted=True)
     store.add(*turn(NOW + 2 * MINUTE, "d", up=False), gone)
     assert value(monitor.measure(store, P, NOW + 2 * MINUTE, NOW + 3 * MINUTE), "thumbs_up_rate").n == 1
+
+
+def test_what_is_being_answered_when_a_window_closes_belongs_to_the_next(store: Store) -> None:
+    slow = timedelta(seconds=20)
+    store.add(*turn(NOW, "a", "quick"), *turn(NOW + MINUTE - slow / 2, "b", "slow one", takes=slow))
+    store.add(*turn(NOW + MINUTE - slow / 2, "c", ok=False, takes=slow))
+    first, second = (monitor.measure(store, P, NOW + i * MINUTE, NOW + (i + 1) * MINUTE) for i in range(2))
+    assert [value(rows, "error_rate").n for rows in (first, second)] == [1, 2]
+    assert [value(rows, "error_rate").value for rows in (first, second)] == [0, 0.5]
+    drawn = [monitor.sample_answers(store, P, NOW + i * MINUTE, NOW + (i + 1) * MINUTE, 9) for i in range(2)]
+    assert [[answer.text for answer in answers] for answers in drawn] == [["quick"], ["slow one"]]
 
 
 def test_windows_follow_each_other(store: Store) -> None:

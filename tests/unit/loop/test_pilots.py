@@ -26,18 +26,11 @@ from plaudit.loop.serving import Kept, Scope, ServingConfig
 from plaudit.stats.looks import Metric
 from plaudit.store.database import Store
 
+from .ramp import CANARY, LIVE, P, offered
+
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-P = "prj_default"
 
 
-def offered(state: ReleaseState, name: str, segment: str = "") -> Release:
-    return Release(
-        id=f"rel_{name}", project_id=P, checkpoint_id=None, model=name, upstream="fake:", state=state, created_at=NOW,
-        state_at=NOW, segment=segment,
-    )  # fmt: skip
-
-
-LIVE, CANARY = offered(ReleaseState.LIVE, "live"), offered(ReleaseState.CANARY, "canary")
 PRO = offered(ReleaseState.LIVE, "pro", "plan=pro")
 GERMAN = offered(ReleaseState.LIVE, "german", "lang=de,plan=pro")
 RUNNING = Experiment(

@@ -3,58 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
-from datetime import UTC, datetime
 
 import pytest
 
 from plaudit.domain import (
     Assignment,
-    Experiment,
     Interaction,
     InteractionSource,
-    Release,
-    ReleaseState,
     new_id,
 )
 from plaudit.errors import NotFound
 from plaudit.loop import govern, serving
-from plaudit.loop.experiment import Rules
 from plaudit.loop.serving import ServingConfig
 from plaudit.store.database import Store
 
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-P = "prj_default"
-
-
-def offered(state: ReleaseState, name: str) -> Release:
-    return Release(
-        id=f"rel_{name}",
-        project_id=P,
-        checkpoint_id=None,
-        model=name,
-        upstream="fake:",
-        state=state,
-        created_at=NOW,
-        state_at=NOW,
-    )
-
-
-LIVE, CANARY = offered(ReleaseState.LIVE, "live"), offered(ReleaseState.CANARY, "canary")
-
-
-def running(stage: int = 0, salt: str = "salt") -> Experiment:
-    return Experiment(
-        id="exp_1",
-        project_id=P,
-        candidate_id=CANARY.id,
-        control_id=LIVE.id,
-        salt=salt,
-        stages=(0.1, 0.5),
-        stage=stage,
-        rules=asdict(Rules()),
-        created_at=NOW,
-    )
+from .ramp import CANARY, LIVE, NOW, P, running
 
 
 def config(stage: int = 0, salt: str = "salt") -> ServingConfig:

@@ -212,7 +212,7 @@ def tables_of(seen: Seen, rules: Rules, costs: Json, now: datetime) -> list[Tabl
         Table("assignments", "Assignments and qualifications", ASSIGNMENTS, assignment_rows(seen.people, seen.standings, now),
               "Nobody is assigned or qualified for anything: everybody is lent what comes next."),
         Table("disputed", "Most disputed", DISPUTES, _disputes(seen), "Where two agree there is no dispute: none so far."),
-        Table("flagged", "Flagged", FLAGS, _flags(seen), "Nothing is flagged."),
+        Table("flagged", _flagged_title(seen), FLAGS, _flags(seen), "Nothing is flagged."),
         Table("gold", "Gold", GOLD, _gold_rows(seen), "No gold yet; make some below, ten or more so that newcomers begin with it."),
         Table("guidelines", "Guideline versions", VERSIONS, [vars(one) for one in seen.guidelines], "No guideline yet."),
         Table("cost", "Cost", COST, [costs] if rules.pay else [], "No answer has a price; see the setting `pay_per_answer`."),
@@ -223,6 +223,10 @@ def tables_of(seen: Seen, rules: Rules, costs: Json, now: datetime) -> list[Tabl
         rows = [one | {"question": seen.questions.get(one["id"], "")} for one in seen.ratings]
         tables.insert(4, Table("ratings", "Ratings that differ most", RATINGS, rows, "Nothing is rated yet."))
     return tables
+
+
+def _flagged_title(seen: Seen) -> str:
+    return f"Flagged: the {SHOWN_FLAGS} that wait longest" if len(seen.flags) == SHOWN_FLAGS else "Flagged"
 
 
 # --- over time ---------------------------------------------------------------------------------------------------------
