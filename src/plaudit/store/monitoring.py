@@ -77,21 +77,16 @@ class Traffic:
 
 def traffic(tx: Transaction, project_id: str, start: datetime, end: datetime) -> Traffic:
     """Counts of the interactions that ended in [start, end), and of those, whenever they ended, that got feedback in it."""
-    ended: sa.Select[Any] = (
-        sa.select(
-            sa.func.count().label("n"),
-            sa.func.count().filter(_COMPLETIONS.c.status == CompletionStatus.ERROR).label("n_errors"),
-        )
-        .select_from(_COMPLETIONS)
-        .where(*_ended_within(project_id, start, end))
-    )
+    failed = sa.func.count().filter(_COMPLETIONS.c.status == CompletionStatus.ERROR)
+    counts: tuple[sa.ColumnElement[Any], ...] = (sa.func.count().label("n"), failed.label("n_errors"))
+    ended = sa.select(*counts).select_from(_COMPLETIONS).where(*_ended_within(project_id, start, end))
     spoken = (
         sa.select(sa.func.count(sa.distinct(_INTERACTIONS.c.id)).label("n"))
         .select_from(_INTERACTIONS.join(_FEEDBACK, _FEEDBACK.c.interaction_id == _INTERACTIONS.c.id))
         .where(*_said_within(project_id, start, end))
     )
-    (counts,) = tx.rows(ended)
-    return Traffic(int(counts["n"]), int(counts["n_errors"]), int(tx.rows(spoken)[0]["n"]))
+    (found,) = tx.rows(ended)
+    return Traffic(int(found["n"]), int(found["n_errors"]), int(tx.rows(spoken)[0]["n"]))
 
 
 def answers(tx: Transaction, project_id: str, start: datetime, end: datetime, limit: int) -> list[Answer]:
