@@ -21,6 +21,8 @@ from plaudit.domain import Completion, Interaction, Response, utc_now
 from plaudit.errors import Unavailable
 from plaudit.loop import govern, release
 from plaudit.store.database import Store, open_store
+from plaudit.store.spool import Spool
+from plaudit.web.recorder import Recorder
 
 PATIENCE_S = 0.2
 LONG_S = 33.0  # SQLite itself waits 30 s for a lock
@@ -175,6 +177,37 @@ def test_refuse_answers_503_and_lets_the_client_come_again(start_service, monkey
             )
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         assert chat(client, "again", stream=False)
+
+
+def test_feedback_on_an_answer_that_is_still_in_the_spool_is_asked_for_again(
+    start_service, monkeypatch, tmp_path
+) -> None:
+    service = start_service(store_patience_s=PATIENCE_S)
+    headers = {"authorization": f"Bearer {service.key('application')}"}
+
+    def away(*_: object) -> int:
+        raise Unavailable("not yet")
+
+    with httpx.Client(base_url=service.url, headers=headers, timeout=30) as client:
+        body = {"model": "plaudit", "messages": [{"role": "user", "content": "x"}]}
+        with monkeypatch.context() as patch:
+            patch.setattr(Spool, "replay", away)  # the store takes rows again, but has not yet those of the spool
+            with stopped(tmp_path / "store.sqlite"):
+                client.post("/v1/chat/completions", json=body)  # its commit is only late: it ends when the lock is gone
+                answer = client.post("/v1/chat/completions", json=body)
+            thumb = {"interaction_id": answer.json()["id"], "kind": "thumb", "value": {"up": True}}
+            early = client.post("/v1/feedback", json=thumb)
+            many = client.post("/v1/feedback/batch", json={"items": [thumb, thumb | {"kind": "no such"}]})
+            token = {"authorization": f"Bearer {answer.headers['x-plaudit-feedback-token']}"}
+            patch.setattr(Recorder, "spooling", False)  # as in another gateway, which knows nothing of this spool
+            elsewhere = client.post("/v1/feedback", json=thumb, headers=token)
+        wait_until_back(service)
+        assert (early.status_code, early.headers["retry-after"]) == (503, "1")
+        assert elsewhere.status_code == 503
+        assert [one["code"] for one in many.json()["results"]] == [503, 422]
+        assert client.post("/v1/feedback", json=thumb).status_code == 201
+        invented = thumb | {"interaction_id": "int_invented"}
+        assert client.post("/v1/feedback", json=invented).status_code == 404
 
 
 def test_where_neither_store_nor_spool_can_write_nothing_is_acknowledged(start_service, monkeypatch, tmp_path) -> None:

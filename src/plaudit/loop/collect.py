@@ -36,7 +36,7 @@ from plaudit.domain import (
     TrainingUse,
     new_id,
 )
-from plaudit.errors import BadInput, Conflict, Forbidden, NotFound, PlauditError
+from plaudit.errors import BadInput, Conflict, Forbidden, NotFound, PlauditError, Unavailable
 from plaudit.loop import body as fields
 from plaudit.loop import shapes, webhooks
 from plaudit.loop.feedback_tokens import Claims, actor_sha256
@@ -338,13 +338,19 @@ class _Act:
 
 
 def record_feedbacks(
-    store: Store, project_id: str, bodies: Sequence[Any], now: datetime, token: Claims | None = None
+    store: Store,
+    project_id: str,
+    bodies: Sequence[Any],
+    now: datetime,
+    token: Claims | None = None,
+    arriving: bool = False,
 ) -> list[FeedbackResult | PlauditError]:
     """Append a row for each of {interaction_id, kind, value, response_index?, user?, idempotency_key?, retract?, at?}, in their order.
 
     What is wrong with one is its result and hinders no other: BadInput (malformed), NotFound (interaction, response index, nothing to
-    retract), Conflict (the key was used for something else), Forbidden (not what `token` is for). `user` defaults to the interaction's
-    actor. All is read at the beginning and written at the end: the cost of a batch is that of its rows.
+    retract), Conflict (the key was used for something else), Forbidden (not what `token` is for), Unavailable (the interaction is not here
+    yet: `arriving` says that some are still on their way, a token proves that its own exists). `user` defaults to the interaction's actor.
+    All is read at the beginning and written at the end: the cost of a batch is that of its rows.
     """
     with store.write(beside_others=True) as tx:
         project = tx.get(Project, project_id)
@@ -360,6 +366,7 @@ def record_feedbacks(
             project=project,
             now=now,
             interactions=about,
+            arriving=arriving or token is not None,
             heads=chains.heads(tx, {(id, key) for id, key in keys if key}),
             used=chains.used_keys(tx, {_key_id(project_id, act.key) for act in sound if act.key}),
             quarantines=tx.find(Quarantine, project_id=project_id, lifted_at=None),
@@ -405,6 +412,7 @@ class _Chains:
     project: Project
     now: datetime
     interactions: dict[str, chains.Spoken]
+    arriving: bool
     heads: dict[str, Feedback]  # by natural key
     used: dict[str, IdempotencyKey]  # by id
     quarantines: Sequence[Quarantine]
@@ -416,6 +424,10 @@ class _Chains:
         if token is not None:
             _check_token(token, act)
         about = self.interactions.get(act.interaction_id)
+        if about is None and self.arriving:
+            raise Unavailable(
+                f"Interaction {act.interaction_id!r} is not in the store yet; send this again in a moment."
+            )
         if about is None or about.erased:
             why = "was erased" if about else "is not in this project"
             raise NotFound(f"Interaction {act.interaction_id!r} {why}.")

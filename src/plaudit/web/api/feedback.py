@@ -128,7 +128,9 @@ async def _record(request: Request, bodies: Sequence[Any]) -> list[FeedbackResul
     door = door_of(request)
     claims: Claims | None = getattr(request.state, "claims", None)
     project_id = claims.project_id if claims else key_of(request).project_id
-    results = await door.run(collect.record_feedbacks, door.store, project_id, bodies, utc_now(), claims)
+    # Asked before the store is: an answer may leave the spool for the store meanwhile, and never goes the other way.
+    arriving = door.recorder.spooling
+    results = await door.run(collect.record_feedbacks, door.store, project_id, bodies, utc_now(), claims, arriving)
     door.metrics.said(results)
     return results
 
