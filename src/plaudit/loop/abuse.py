@@ -22,8 +22,8 @@ from plaudit.store.database import Store
 def suspects(store: Store, project_id: str, since: datetime, now: datetime) -> list[Suspect]:
     """What looks like abuse in [since, now), besides what is in quarantine already."""
     with store.read() as tx:
-        acts = monitoring.acts(tx, project_id, since, now)
-    return signs.suspects(acts)
+        spoken = monitoring.spoken(tx, project_id, since, now)
+    return signs.suspects([monitoring.act(*one) for one in signs.worth_a_look(spoken)])
 
 
 def quarantine(

@@ -112,6 +112,15 @@ class Transaction:
         """For the query files of `store/` only; `values` fill the statement's bound parameters."""
         return self.connection.execute(query, values or {}).mappings().all()
 
+    def tuples(self, query: sa.Select[*tuple[Any, ...]]) -> list[Any]:
+        """As the driver gives them, so without the types of the columns: where there are so many that a row object each would take longer
+        than to read them. For the query files of `store/` only."""
+        result = self.connection.execute(query)
+        assert result.cursor is not None
+        found = list(result.cursor.fetchall())
+        result.close()
+        return found
+
 
 _ONE_AT_A_TIME = sa.text("SELECT pg_advisory_xact_lock(1, hashtext(:what))")
 

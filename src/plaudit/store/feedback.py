@@ -29,6 +29,7 @@ _INTERACTIONS = TABLES[Interaction]
 _COMPLETIONS = TABLES[Completion]
 _RESPONSES = TABLES[Response]
 _KEYS = TABLES[IdempotencyKey]
+_QUARANTINES = TABLES[Quarantine]
 
 
 def is_head() -> sa.ColumnElement[bool]:
@@ -152,13 +153,14 @@ def give_back(tx: Transaction, quarantine_id: str) -> int:
 
 
 def held(tx: Transaction, project_id: str) -> dict[str, int]:
-    """Rows that each Quarantine of the project holds now, those that came after it too."""
+    """Rows that each Quarantine of the project that stands holds now, those that came after it too."""
     query = (
-        sa.select(_FEEDBACK.c.quarantine_id, sa.func.count().label("n"))
-        .where(_FEEDBACK.c.project_id == project_id, _FEEDBACK.c.quarantine_id.is_not(None))
-        .group_by(_FEEDBACK.c.quarantine_id)
+        sa.select(_QUARANTINES.c.id, sa.func.count().label("n"))
+        .join(_FEEDBACK, _FEEDBACK.c.quarantine_id == _QUARANTINES.c.id)
+        .where(_QUARANTINES.c.project_id == project_id, _QUARANTINES.c.lifted_at.is_(None))
+        .group_by(_QUARANTINES.c.id)
     )
-    return {row["quarantine_id"]: row["n"] for row in tx.rows(query)}
+    return {row["id"]: row["n"] for row in tx.rows(query)}
 
 
 def current(

@@ -21,6 +21,10 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
+def moment(microseconds: int) -> datetime:
+    return _EPOCH + microseconds * _MICROSECOND
+
+
 class UtcTime(sa.TypeDecorator[datetime]):
     """Aware UTC datetime as microseconds since 1970: exact, sortable, the same on every database."""
 
@@ -31,7 +35,7 @@ class UtcTime(sa.TypeDecorator[datetime]):
         return None if value is None else (value - _EPOCH) // _MICROSECOND
 
     def process_result_value(self, value: int | None, dialect: sa.Dialect) -> datetime | None:  # noqa: ARG002
-        return None if value is None else _EPOCH + value * _MICROSECOND
+        return None if value is None else moment(value)
 
 
 class PlainText(sa.TypeDecorator[str]):
@@ -159,7 +163,16 @@ sa.Index("interactions_by_experiment", TABLES[domain.Interaction].c.experiment_i
 sa.Index("interactions_by_actor", TABLES[domain.Interaction].c.project_id, TABLES[domain.Interaction].c.actor)
 sa.Index("responses_by_interaction", TABLES[domain.Response].c.interaction_id, TABLES[domain.Response].c.idx)
 sa.Index("feedback_by_interaction", TABLES[domain.Feedback].c.interaction_id, TABLES[domain.Feedback].c.natural_key)
-sa.Index("feedback_by_time", TABLES[domain.Feedback].c.project_id, TABLES[domain.Feedback].c.created_at)
+sa.Index(
+    "feedback_by_time",  # what is judged for signs of abuse stands in the index, so that no row is read for it
+    TABLES[domain.Feedback].c.project_id,
+    TABLES[domain.Feedback].c.created_at,
+    TABLES[domain.Feedback].c.id,
+    TABLES[domain.Feedback].c.actor,
+    TABLES[domain.Feedback].c.interaction_id,
+    TABLES[domain.Feedback].c.kind,
+    TABLES[domain.Feedback].c.quarantine_id,
+)
 sa.Index("feedback_by_actor", TABLES[domain.Feedback].c.project_id, TABLES[domain.Feedback].c.actor)
 sa.Index("feedback_by_quarantine", TABLES[domain.Feedback].c.quarantine_id)
 sa.Index("feedback_supersedes_once", TABLES[domain.Feedback].c.supersedes, unique=True)
