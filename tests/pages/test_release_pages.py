@@ -82,7 +82,19 @@ def test_pages_show_what_there_is_and_twins_hold_their_rows(console, made: Furni
     assert text[experiment].count('class="bar"') == 12  # a bar for each look
     assert "Users arrive as planned" in text[experiment]
     assert [row["n"] for row in lea.get(f"{experiment}?as=json").json()["looks"]] == [70 * n for n in range(1, 13)]
-    assert lea.get(f"{experiment}?as=json&table=metrics").json()["metrics"][0]["name"] == "outcome:solved"
+    (solved,) = lea.get(f"{experiment}?as=json&table=metrics").json()["metrics"]
+    assert (solved["name"], solved["n_past"], solved["variance_left"]) == ("outcome:solved", 310, 0.42)
+    assert "(CUPED)" in text[experiment]
+    for adjusted, seen in (
+        ({"n_users": 0, "variance_fraction": 1.0}, (0, 1.0)),
+        (None, (None, None)),
+    ):  # nobody's; a look of before
+        of = console.store.get(Experiment, made.running.id).figures
+        of["metrics"][0]["adjusted"] = adjusted
+        console.store.change(Experiment, made.running.id, figures=of)
+        (solved,) = lea.get(f"{experiment}?as=json&table=metrics").json()["metrics"]
+        assert (solved["n_past"], solved["variance_left"]) == seen
+        assert "(CUPED)" not in lea.get(experiment).text
     assert "Too few: 1 past experiments" in text["/experiments/reward"]
 
     evaluation = f"/evaluations/{made.failed.id}"

@@ -80,6 +80,8 @@ METRICS = (
     Column("low", "from", "number"),
     Column("high", "to", "number"),
     Column("n", "Users", "number"),
+    Column("n_past", "With a past", "number"),
+    Column("variance_left", "Variance left", "number"),
     Column("margin", "Margin", "number"),
     Column("waits", "Waits because", "words"),
 )
@@ -318,6 +320,10 @@ def _metrics(figures: Json) -> list[Json]:
     return [
         {key: one[key] for key in told}
         | {key: (one["difference"] or {}).get(key) for key in ("mean", "low", "high", "n")}
+        | {
+            key: (one.get("adjusted") or {}).get(of)
+            for key, of in (("n_past", "n_users"), ("variance_left", "variance_fraction"))
+        }
         for one in figures.get("metrics", ())
     ]
 
