@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-import pytest
-
 from plaudit.domain import DEFAULT_PROJECT, AuditEntry, Feedback, Quarantine, utc_now
 from plaudit.loop import collect
 from plaudit.stats.abuse import BURST_ACTS
@@ -13,9 +11,8 @@ from plaudit.stats.abuse import BURST_ACTS
 SURE = {"sure": "yes", "reason": "Nobody reads that fast."}
 
 
-@pytest.fixture
-def asked(console) -> list[str]:
-    """Interactions of a user who said more about them within seconds than anybody reads, and one of another, long ago."""
+def trolled(console) -> list[str]:
+    """Interactions of a user who said more about them within seconds than anybody reads."""
     now, ids = utc_now(), []
     for number in range(BURST_ACTS + 1):
         body = {"messages": [{"role": "user", "content": f"q {number}"}], "responses": ["a"], "user": "<troll>"}
@@ -26,7 +23,8 @@ def asked(console) -> list[str]:
     return ids
 
 
-def test_suspects_are_held_and_given_back_with_a_reason(console, asked: list[str]) -> None:
+def test_suspects_are_held_and_given_back_with_a_reason(console) -> None:
+    asked = trolled(console)
     leo, otto = console.person("Leo", "lead"), console.person("Otto", "operator")
     assert (leo.get("/abuse").status_code, leo.post("/abuse", SURE | {"user": "x"}).status_code) == (403, 403)
     assert "Nothing in the last 1 hours" in otto.get("/abuse?hours=1").text
@@ -67,6 +65,8 @@ def test_suspects_are_held_and_given_back_with_a_reason(console, asked: list[str
     assert leo.post("/abuse/lift", SURE | {"quarantine": row["id"]}).status_code == 403
     assert eve.post("/abuse/lift", SURE | {"quarantine": row["id"]}).status_code == 404
     assert otto.post("/abuse/lift", SURE | {"quarantine": row["id"]}).status_code == 303
+    (lifted,) = otto.get("/abuse?as=json&table=quarantines").json()["quarantines"]
+    assert (lifted["state"], lifted["n_feedback"], lifted["lifted_at"] is None) == ("lifted", BURST_ACTS + 1, False)
     assert {one.quarantine_id for one in console.store.find(Feedback)} == {None}
     entries = [one for one in console.store.find(AuditEntry, order="seq") if one.object_id == row["id"]]
     assert [(one.actor, one.role, one.action, one.after["reason"]) for one in entries] == [

@@ -110,13 +110,19 @@ def test_the_lead_sees_what_is_left(console) -> None:
     assert text.count('<svg class="curve"') == 2
 
 
-def test_who_may_not_be_reading_is_named_beside_the_leads_page(console) -> None:
+def lefty(console) -> str:
+    """Somebody who chose what was shown first sixteen times; their id."""
     asked(console, 16)
     console.link("Lefty <1>", "annotator")
     lefty, at = console.named("Lefty <1>").id, utc_now()
     while (loan := annotate.lend(console.store, DEFAULT_PROJECT, lefty, 60, at)) is not None:
         body = {"lease_id": loan.lease.id, "verdict": "prefer", "choice": loan.lease.order[0], "seconds": 20.0}
         annotate.answer(console.store, DEFAULT_PROJECT, lefty, body, at)
+    return lefty
+
+
+def test_who_may_not_be_reading_is_named_beside_the_leads_page(console) -> None:
+    paused = lefty(console)
     lea, ann = console.person("Lea", "lead"), console.person("Ann", "annotator")
     assert 'href="/annotation/signs"' in lea.get("/annotation").text
     assert ann.get("/annotation/signs").status_code == 403
@@ -128,7 +134,7 @@ def test_who_may_not_be_reading_is_named_beside_the_leads_page(console) -> None:
     assert f"{len(signs)} sign" in text
     assert "chose what was shown first in 100% of 16 answers" in text
     assert "No slice has enough decided audits" in text
-    quality.pause(console.store, DEFAULT_PROJECT, lefty, "A talk.", "Lea", utc_now())
+    quality.pause(console.store, DEFAULT_PROJECT, paused, "A talk.", "Lea", utc_now())
     signs = lea.get("/annotation/signs?as=json").json()["signs"]
     assert {row["state"] for row in signs if row["name"] == "Lefty <1>"} == {"paused"}
     eve = console.person("Eve", "lead", project_id=console.project("prj_other"))

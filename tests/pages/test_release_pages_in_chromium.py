@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from collections.abc import Iterator
 
 import pytest
 
 from plaudit.domain import DEFAULT_PROJECT, Release, ReleaseState, utc_now
+from plaudit.loop import abuse
 
 from .furniture import furnish
+from .test_abuse_page import trolled
+from .test_annotation_screens import lefty
 from .test_release_pages import addresses
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -18,6 +23,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; apt-get install chromium"),
 ]
+PICTURES = os.environ.get("PLAUDIT_PICTURES")  # a folder: then every page is also kept as pictures
 PATIENCE_MS = 120_000  # a busy machine is slow, a broken page stays broken
 
 
@@ -40,12 +46,29 @@ def page(console) -> Iterator[playwright.Page]:
     assert complaints == []
 
 
+def keep_pictures(page, address: str) -> None:
+    """As it opens, and with everything unfolded, at both widths."""
+    name = re.sub(r"\W+", "-", address).strip("-")[:40]
+    for width, scheme in ((1280, "light"), (360, "dark")):
+        page.set_viewport_size({"width": width, "height": 760})
+        page.emulate_media(color_scheme=scheme)
+        page.screenshot(path=f"{PICTURES}/{name}-{width}.png", full_page=True)
+        page.evaluate("document.querySelectorAll('main details').forEach(part => { part.open = true })")
+        page.screenshot(path=f"{PICTURES}/{name}-{width}-open.png", full_page=True)
+        page.evaluate("document.querySelectorAll('main details').forEach(part => { part.open = false })")
+
+
 def test_every_page_is_accessible_and_fits_and_the_keyboard_rolls_back(page, console) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
     made = furnish(console.store, console.home, DEFAULT_PROJECT, utc_now(), n_past=9)
-    for address in addresses(console, made):
+    lefty(console)
+    trolled(console)
+    abuse.quarantine(console.store, DEFAULT_PROJECT, actor="visitor-1", reason="A bot.", by="Otto", now=utc_now())
+    for address in (*addresses(console, made), "/abuse?hours=168", "/annotation/signs"):
         page.goto(address)
+        if PICTURES:
+            keep_pictures(page, address)
         for opened in page.locator("main details > summary").all():
             opened.click()
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, address
