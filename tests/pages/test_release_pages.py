@@ -140,6 +140,11 @@ def test_pages_show_what_there_is_and_twins_hold_their_rows(console, made: Furni
         ("harmful", "Hurt?", "No"),
         ("canary", "Wer bin ich?", "Du"),
     ]
+    # The suite because of which the gate does not hold comes first.
+    found.figures["conditions"][1]["passed"], found.figures["conditions"][2]["passed"] = True, False
+    console.store.change(Evaluation, found.id, figures=found.figures)
+    wrong = lea.get(f"{evaluation}?as=json&table=wrong").json()["wrong"]
+    assert [row["suite"] for row in wrong] == ["canary", "harmful"]
     slices = lea.get(f"{evaluation}?as=json&table=slices").json()["slices"]
     assert [(row["suite"], row["slice"]) for row in slices] == [
         ("harmful", "all"),
@@ -255,6 +260,8 @@ def test_an_experiment_is_stopped_started_and_ramped_by_who_may_with_a_reason(co
         {"act": "pause", **sure},
     ):
         assert otto.post(f"{page}/move", form).status_code == 422
+    eve = console.person("Eve", "operator", project_id=console.project("prj_next"))
+    assert eve.post(f"{page}/move", {"act": "advance", "stage": "1", **sure}).status_code == 404
     answer = otto.post(f"{page}/move", {"act": "stop", **sure})
     assert (answer.status_code, answer.headers["location"]) == (303, page)
     assert console.store.get(Experiment, made.running.id).state == ExperimentState.STOPPED

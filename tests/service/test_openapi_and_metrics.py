@@ -10,11 +10,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from plaudit.domain import Alert, AlertState, Project, utc_now
-from plaudit.errors import Unavailable
+from plaudit.domain import Alert, AlertState, Project, Quarantine, Run, utc_now
+from plaudit.errors import BadInput, Unavailable
 from plaudit.loop import govern
 from plaudit.web.app import ROUTES
-from plaudit.web.openapi import statuses
+from plaudit.web.metrics import BUCKETS_S, Histogram, Metrics, spool_bytes
+from plaudit.web.openapi import document, statuses
 from plaudit.web.operations import OPERATIONS
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -35,19 +36,25 @@ def test_every_route_is_described_with_the_statuses_of_its_page() -> None:
         own = {status for status in OPERATIONS[route].answers if status < 400}
         assert own == {status for status in may if status < 400}, route
     assert len(shown) == len(ROUTES)
+    paths = document(ROUTES, OPERATIONS)["paths"]
+    said = paths["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
+    assert set(said) == {"application/json", "text/event-stream"}
+    asked = paths["/v1/assignment"]["get"]["parameters"]
+    assert {one["name"]: one["required"] for one in asked} == {"user": True, "conversation_id": False}
 
 
 def test_the_document_shows_what_the_process_serves(start_service) -> None:
     service = start_service(role="feedback")
-    document = httpx.get(f"{service.url}/openapi.json").json()
-    assert document["openapi"].startswith("3.1")
-    assert "/v1/feedback" in document["paths"]
-    assert "/v1/chat/completions" not in document["paths"]
-    feedback = document["paths"]["/v1/feedback"]["post"]
+    served = httpx.get(f"{service.url}/openapi.json").json()
+    assert served["openapi"].startswith("3.1")
+    assert "/v1/feedback" in served["paths"]
+    assert "/v1/chat/completions" not in served["paths"]
+    feedback = served["paths"]["/v1/feedback"]["post"]
     assert feedback["security"] == [{"key": []}, {"token": []}]
+    assert served["paths"]["/v1/interactions"]["post"]["security"] == [{"key": []}]
     assert feedback["requestBody"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Feedback"}
-    assert document["components"]["schemas"]["ThumbFeedback"]["required"] == ["interaction_id", "kind", "value"]
-    ids = [one["operationId"] for path in document["paths"].values() for one in path.values()]
+    assert served["components"]["schemas"]["ThumbFeedback"]["required"] == ["interaction_id", "kind", "value"]
+    ids = [one["operationId"] for path in served["paths"].values() for one in path.values()]
     assert len(ids) == len(set(ids))
 
 
@@ -67,8 +74,12 @@ def test_metrics_count_what_was_done_and_name_nobody(start_service) -> None:
         "opened_at": utc_now(),
     }
     other = Project(id="prj_other", project_id="prj_other", name="other", created_at=utc_now())
+    held = {"project_id": service.project.id, "interaction_id": None, "reason": "x", "by": "x", "n_feedback": 0}
     service.store.add(
         other,
+        Quarantine(id="qrt_1", actor="a", created_at=utc_now(), **held),
+        Quarantine(id="qrt_2", actor="b", created_at=utc_now(), lifted_at=utc_now(), **held),
+        Run(id="run_1", project_id=service.project.id, step="ppo", key="k", turn=1, created_at=utc_now()),
         *(
             Alert(id=f"alr_{n}", project_id=project, state=state, severity="critical", **alert)
             for n, (project, state) in enumerate(
@@ -96,6 +107,7 @@ def test_metrics_count_what_was_done_and_name_nobody(start_service) -> None:
             headers=bearer(application),
         )
         assert client.get("/planted-path").status_code == 404
+        assert client.request("PROPFIND", "/planted-path").status_code in (404, 405)
         answer = client.get("/metrics", headers=bearer(operator))
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     figures = read(answer.text)
@@ -103,6 +115,7 @@ def test_metrics_count_what_was_done_and_name_nobody(start_service) -> None:
     assert figures[f"plaudit_http_requests_total{{{chats}}}"] == 2
     assert figures['plaudit_http_requests_total{method="GET",route="/metrics",status="403"}'] == 1
     assert figures['plaudit_http_requests_total{method="GET",route="other",status="404"}'] == 1
+    assert [name for name in figures if 'method="other",route="other"' in name]
     for name in ("gateway_overhead", "upstream_wait"):
         assert figures[f"plaudit_{name}_seconds_count"] == figures[f'plaudit_{name}_seconds_bucket{{le="+Inf"}}'] == 2
     assert figures["plaudit_store_commit_seconds_count"] >= 2
@@ -111,6 +124,7 @@ def test_metrics_count_what_was_done_and_name_nobody(start_service) -> None:
         for one in ("recorded", "replayed", "superseded")
     ] == [1, 1, 1]
     assert figures['plaudit_alerts_firing{severity="critical"}'] == 1
+    assert (figures["plaudit_quarantines"], figures['plaudit_runs{state="queued"}']) == (1, 1)
     assert (figures["plaudit_store_up"], figures["plaudit_spooling"], figures["plaudit_spool_bytes"]) == (1, 0, 0)
     assert "planted" not in answer.text
     named = set(re.findall(r"^# TYPE (\S+)", answer.text, re.MULTILINE))
@@ -137,6 +151,22 @@ def test_metrics_come_while_the_store_is_away(start_service, monkeypatch: pytest
 
 def away(*_: object, **__: object) -> None:
     raise Unavailable("The store is away.")
+
+
+def test_a_bound_belongs_to_its_bucket_and_a_failed_item_is_no_feedback(tmp_path: Path) -> None:
+    seen = Histogram()
+    for seconds in (BUCKETS_S[1], BUCKETS_S[1] + 1e-9, BUCKETS_S[-1] + 1):
+        seen.observe(seconds)
+    assert [place for place, n in enumerate(seen.counts) if n] == [1, 2, len(BUCKETS_S)]
+    counted = Metrics()
+    counted.chat(1.0, 0.75)
+    counted.chat(0.5, 0.625)  # two clocks: no overhead is below none
+    assert (counted.overhead.sum, counted.upstream.sum) == (0.25, 1.375)
+    counted.said([BadInput("x")])
+    assert counted.feedback == {}
+    for name in ("spool-1.jsonl", "refused-1.jsonl"):
+        (tmp_path / name).write_text("four")
+    assert spool_bytes(tmp_path) == 4
 
 
 def test_the_figures_are_for_operators_and_admins() -> None:

@@ -153,11 +153,11 @@ def give_back(tx: Transaction, quarantine_id: str) -> int:
 
 
 def held(tx: Transaction, project_id: str) -> dict[str, int]:
-    """Rows that each Quarantine of the project that stands holds now, those that came after it too."""
+    """Rows that each Quarantine of the project holds now, those that came after it too."""
     query = (
         sa.select(_QUARANTINES.c.id, sa.func.count().label("n"))
         .join(_FEEDBACK, _FEEDBACK.c.quarantine_id == _QUARANTINES.c.id)
-        .where(_QUARANTINES.c.project_id == project_id, _QUARANTINES.c.lifted_at.is_(None))
+        .where(_QUARANTINES.c.project_id == project_id)
         .group_by(_QUARANTINES.c.id)
     )
     return {row["id"]: row["n"] for row in tx.rows(query)}

@@ -49,6 +49,17 @@ def test_every_field_is_read_as_its_schema_says(shape: shapes.Shape, good: dict[
             assert accepts(lambda it: shapes.read(it, "It", shape), body) == allowed, (name, body.get(name))
 
 
+def test_the_greatest_conversation_and_the_longest_reason_are_read_as_their_schema_says() -> None:
+    for n in (1000, 1001):
+        body = {**LOGGED, "messages": [USER] * n}
+        fits = Draft202012Validator(collect.INTERACTION).is_valid(body)
+        assert accepts(lambda it: shapes.read(it, "It", collect.INTERACTION), body) == fits == (n == 1000)
+    reasons = shapes.shape({"reasons": shapes.texts(0, 2, 5)})
+    for given in (["short"], ["longer"], [""], ["short", "longer"]):
+        fits = Draft202012Validator(reasons).is_valid({"reasons": given})
+        assert accepts(lambda it: shapes.read(it, "It", reasons), {"reasons": given}) == fits == (given == ["short"])
+
+
 def test_feedback_of_every_kind_is_read_as_its_schema_says() -> None:
     schema = Draft202012Validator(FEEDBACK)
     inner = ({}, {"up": True}, {"up": 1}, {"rating": 5}, {"rating": 5.0}, {"rating": 6.0}, {"rating": 6},

@@ -34,7 +34,7 @@ def crowd(store: Store) -> tuple[list[Comparison], list[Annotation]]:
         state = draw.choice(
             [ComparisonState.CLOSED, ComparisonState.FLAGGED, ComparisonState.CANCELLED, *ComparisonState]
         )
-        erased = draw.random() < 0.1
+        erased = draw.random() < 0.25
         one = Comparison(
             id=new_id(Comparison), project_id=project, interaction_id=None, kind=kind, purpose=purpose,
             messages=() if erased else ({"role": "user", "content": f"{at}?"},), family=str(at), response_ids=ids, overlap=3, state=state,
@@ -147,6 +147,8 @@ def test_sums_are_what_counting_gives(store: Store, crowd: tuple[list[Comparison
         for id, some in cast.items()
         if len(some) >= 2 and id not in split and named[id].state is ComparisonState.CLOSED and named[id].messages
     }
+    agreed = {id for id, some in cast.items() if len(some) >= 2} - set(split)
+    assert any(named[id].state is ComparisonState.CLOSED and not named[id].messages for id in agreed)  # erased since
     assert list(others) == list(unanimous)[1:]
     waiting = [one for one in given if one.flagged and named[one.comparison_id].state is ComparisonState.FLAGGED]
     assert waiting

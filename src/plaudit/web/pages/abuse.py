@@ -31,9 +31,9 @@ MEANS: dict[Signal, str] = {
 }
 COUNTS = (
     Column("signal", "Signal", "brief"),
-    Column("means", "What it is", "words"),
     Column("n_suspects", "Suspects", "number"),
     Column("n_acts", "Acts", "number"),
+    Column("means", "What it is", "words"),
 )
 SUSPECTS = (
     Column("signal", "Signal", "brief"),
@@ -129,9 +129,9 @@ def _counts(found: Sequence[Suspect]) -> list[Json]:
     return [
         {
             "signal": signal,
-            "means": MEANS[signal],
             "n_suspects": len(these),
             "n_acts": sum(one.n for one in these),
+            "means": MEANS[signal],
         }
         for signal, these in of.items()
     ]

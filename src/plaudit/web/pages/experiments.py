@@ -83,7 +83,7 @@ METRICS = (
     Column("n_past", "With a past", "number"),
     Column("variance_left", "Variance left", "number"),
     Column("margin", "Margin", "number"),
-    Column("waits", "Waits because", "words"),
+    Column("waits", "Waits", "words"),
 )
 STAGES = (
     Column("stage", "Stage", "number"),
