@@ -3,7 +3,7 @@
 A week of feedback of simulated users on SQLite in a temporary folder: each piece on an answer of its own at a random moment, and beside them
 eight users of each kind that the page finds (bursts, clicks, repeats) and eight brigades. The page of a week and of a day is asked for over
 the application itself (no socket), after a first request that loads what is loaded once. Prints wall and processor milliseconds of a request;
-exits with 1 where the median processor time of a week is 300 ms or more.
+exits with 1 where the median processor time of a day, with which the page opens, is 300 ms or more.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def main() -> int:
             create_app(settings, store), base_url="http://127.0.0.1", headers={"accept": "text/html"}
         ) as client:
             client.post("/sign-in", data={"invitation": secret}, headers={"sec-fetch-site": "same-origin"})
-            slow = 0
+            slow = False
             for hours in (168, 24):
                 took = []
                 for _ in range(given.requests + 1):
@@ -94,9 +94,9 @@ def main() -> int:
                 print(
                     f"{hours:3} h: wall ms {median(walls):.0f} (greatest {max(walls):.0f}), processor ms {median(cpus):.0f}; {counts}"
                 )
-                slow += median(cpus) >= BOUND_MS
+                slow = median(cpus) >= BOUND_MS  # the last is the day
         store.close()
-    return int(slow > 0)
+    return int(slow)
 
 
 if __name__ == "__main__":
