@@ -33,7 +33,7 @@ LISTED = (
     Column("control", "Against", "brief"),
     Column("verdict", "Last look", "brief"),
     Column("n_users", "Users", "number"),
-    Column("mean", "Thumbs down per message", "number"),
+    Column("mean", "Thumbs down", "number"),
     Column("low", "from", "number"),
     Column("high", "to", "number"),
     Column("created_at", "Began", "moment"),
