@@ -28,19 +28,23 @@ def repetition_fraction(tokens: Tokens, n: int = 4) -> float:
 
 
 def self_bleu(texts: Sequence[Tokens], max_n: int = 4) -> float:
-    """Mean BLEU of each text against all others (Zhu et al. 2018, Texygen): 1 where all are equal, near 0 where nothing is shared.
+    """Mean of `self_bleus`: 1 where all are equal, near 0 where nothing is shared (Zhu et al. 2018, Texygen)."""
+    return sum(self_bleus(texts, max_n)) / len(texts)
+
+
+def self_bleus(texts: Sequence[Tokens], max_n: int = 4) -> list[float]:
+    """BLEU of each text against all others.
 
     BLEU with uniform weights, the brevity penalty of the closest reference, and 0.1 for a count of zero matches (Chen & Cherry 2014,
-    method 1). Time is linear in the tokens: for each n-gram only the two largest counts matter, the second where the first is one's own.
+    method 1). A text shorter than `max_n` is judged by the n-grams it has: two answers of one word are as equal as two of a hundred.
+    Time is linear in the tokens: for each n-gram only the two largest counts matter, the second where the first is one's own.
     """
     if len(texts) < 2:
         raise BadInput(f"Self-BLEU of {len(texts)} text(s) does not exist; give at least two.")
     counts = [[Counter(_ngrams(text, n)) for n in range(1, max_n + 1)] for text in texts]
     rivals = [_top_counts([row[n] for row in counts]) for n in range(max_n)]
     lengths = Counter(len(text) for text in texts)
-    return sum(
-        _bleu(len(text), row, i, rivals, lengths) for i, (text, row) in enumerate(zip(texts, counts, strict=True))
-    ) / len(texts)
+    return [_bleu(len(text), row, i, rivals, lengths) for i, (text, row) in enumerate(zip(texts, counts, strict=True))]
 
 
 def _top_counts(counters: Sequence[Counter[tuple[Hashable, ...]]]) -> dict[tuple[Hashable, ...], tuple[int, int, int]]:
@@ -60,15 +64,17 @@ def _bleu(
     rivals: Sequence[dict[tuple[Hashable, ...], tuple[int, int, int]]],
     lengths: Counter[int],
 ) -> float:
-    log_precision = 0.0
-    for n, counter in enumerate(counters):
+    if not length:
+        return float(lengths[0] > 1)
+    log_precision, n_orders = 0.0, min(length, len(counters))
+    for n, counter in enumerate(counters[:n_orders]):
         matches = 0
         for gram, count in counter.items():
             top, owner, second = rivals[n][gram]
             matches += min(count, second if owner == own else top)
         if n == 0 and matches == 0:
             return 0.0
-        log_precision += math.log((matches or _SMOOTHING) / max(1, counter.total())) / len(counters)
+        log_precision += math.log((matches or _SMOOTHING) / counter.total()) / n_orders
     others = [size for size, n_texts in lengths.items() if n_texts > (size == length)]
     closest = min(others, key=lambda size: (abs(size - length), size))
     return math.exp(min(0.0, 1 - closest / length) + log_precision)
