@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ from plaudit.domain import (
 from plaudit.errors import BadInput
 from plaudit.loop import webhooks
 from plaudit.stats.auc import auc
-from plaudit.stats.diversity import distinct_n, repetition_fraction
+from plaudit.stats.diversity import distinct_n, repetition_fraction, self_bleus
 from plaudit.stats.drift import cusum, ks, standardised_difference
 from plaudit.stats.intervals import Interval, mean_interval, wilson
 from plaudit.store import monitoring
@@ -46,7 +46,11 @@ MAX_ANSWERS = 2000  # of a window that are read for texts and lengths
 MIN_CELL = 20  # thumbs below which an arm or a user group is not shown
 MAX_GROUPS = 10  # values of an attribute beyond which it is no group but an identifier
 N_DISTINCT = 100  # answers over which distinct-n is taken: it depends on how much text there is
+N_ALIKE = (
+    40  # answers that are held against one another: fewer than close a window, so that nearly every one has as many
+)
 N_REFERENCE = 10  # windows that a change is measured against
+LEAST_SCALE = 1e-9  # of a relative change: below it there was nothing that could change, but for rounding
 MIN_BASELINE = 10  # windows that calibrate the CUSUM of score against satisfaction
 BURST_ACTS = 10  # of one actor within BURST_SPAN; whoever reads what they judge gives fewer, second thoughts included
 BURST_SPAN = timedelta(seconds=60)
@@ -87,19 +91,31 @@ RULES: tuple[AlertRule, ...] = (
     AlertRule("answers_shorter", "length_mean_change", FLOOR, -0.25, -0.5, -0.15, min_samples=50),
     AlertRule("answers_repeat", "repetition_change", CEILING, 0.05, 0.1, 0.03, min_samples=50),
     AlertRule("answers_alike", "distinct_2_change", FLOOR, -0.15, -0.3, -0.1, min_samples=N_DISTINCT),
+    AlertRule("answers_echo", "self_bleu_change", CEILING, 0.15, 0.3, 0.1, min_samples=N_ALIKE),
     # Half of the feedback in bursts makes twice what there would be without them, four fifths five times: signal 18's 2x and 5x.
     AlertRule("feedback_burst", "feedback_burst_fraction", CEILING, 0.5, 0.8, 0.33, min_samples=10, blocking=True),
     AlertRule("errors", "error_rate", CEILING, 0.02, 0.1, 0.01, min_samples=50),
 )
-# metric -> whether its change is relative to the reference (else it is a plain difference)
-CHANGES: Mapping[str, bool] = {
-    "thumbs_up_rate": False,
-    "score_mean": False,
-    "repetition": False,
-    "eos_fraction": False,
-    "length_mean": True,
-    "distinct_2": True,
-    "feedback_rate": True,
+
+
+class Change(Enum):
+    """What the difference to the reference is divided by."""
+
+    PLAIN = 1  # nothing
+    RELATIVE = 2  # the reference
+    OF_REST = 3  # what the reference lacks to 1: of Self-BLEU, whose distance from 1 is what there is to lose
+
+
+PLAIN, RELATIVE, OF_REST = Change.PLAIN, Change.RELATIVE, Change.OF_REST
+CHANGES: Mapping[str, Change] = {
+    "thumbs_up_rate": PLAIN,
+    "score_mean": PLAIN,
+    "repetition": PLAIN,
+    "eos_fraction": PLAIN,
+    "length_mean": RELATIVE,
+    "distinct_2": RELATIVE,
+    "self_bleu": OF_REST,
+    "feedback_rate": RELATIVE,
 }
 
 
@@ -301,9 +317,14 @@ def _of_texts(answers: Sequence[Answer]) -> Found:
     ]
     if ends:
         found.append(("eos_fraction", {}, wilson(sum(end == "stop" for end in ends), len(ends))))
+    drawn = sorted(range(len(answers)), key=lambda place: sha256_of([answers[place].response_id, "distinct"]))
+    if (
+        len(answers) >= N_ALIKE
+    ):  # of equally many each time, as with distinct-n; the interval takes what each is held against as given
+        some = drawn[:N_ALIKE]
+        found.append(("self_bleu", {}, _mean(self_bleus([split[i] for i in some]), [users[i] for i in some])))
     if len(answers) >= N_DISTINCT:
-        drawn = sorted(zip(answers, split, strict=True), key=lambda pair: sha256_of([pair[0].response_id, "distinct"]))
-        value = distinct_n([words for _, words in drawn[:N_DISTINCT]], 2)
+        value = distinct_n([split[i] for i in drawn[:N_DISTINCT]], 2)
         found.append(("distinct_2", {}, Interval(value, math.nan, math.nan, N_DISTINCT)))
     return found
 
@@ -361,8 +382,8 @@ def _changes(tx: Transaction, project_id: str, start: datetime, since: datetime 
             if all(row.high is not None and row.low is not None for row in before)
             else math.nan
         )
-        scale = mean if CHANGES[metric] else 1.0
-        if scale <= 0:
+        scale = {PLAIN: 1.0, RELATIVE: mean, OF_REST: 1 - mean}[CHANGES[metric]]
+        if scale < LEAST_SCALE:
             continue
         spread = math.hypot((now.high - now.low) / 2, half) / scale
         value = (now.mean - mean) / scale

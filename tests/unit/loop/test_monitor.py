@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -185,6 +186,21 @@ def test_arms_and_user_groups_are_shown_from_twenty_thumbs_and_identifiers_are_n
         ("group:language", "de"): 1.0,
         ("group:language", "en"): 0.0,
     }
+
+
+def test_answers_are_held_against_one_another_from_forty_on(store: Store) -> None:
+    words = [f"w{i} x{i} y{i} z{i} q{i}" for i in range(30)] + ["all the same to me"] * 10
+    store.add(*(row for i, text in enumerate(words[1:]) for row in turn(NOW, f"u{i}", text)))
+    assert not [row for row in monitor.measure(store, P, NOW, NOW + MINUTE) if row.metric == "self_bleu"]
+    store.add(*(row for i, text in enumerate(words) for row in turn(NOW + MINUTE, f"u{i}", text)))
+    echo = value(monitor.measure(store, P, NOW + MINUTE, NOW + 2 * MINUTE), "self_bleu")
+    assert (echo.value, echo.n) == (pytest.approx(10 / 40), 40)
+    assert echo.high - echo.low == pytest.approx(
+        2 * 2.02 * math.sqrt(0.25 * 0.75 / 39), rel=0.02
+    )  # t of 39, a user each
+    store.add(*(row for i, text in enumerate(words * 3) for row in turn(NOW + 2 * MINUTE, f"u{i // 40}", text)))
+    more = value(monitor.measure(store, P, NOW + 2 * MINUTE, NOW + 3 * MINUTE), "self_bleu")
+    assert more.n == 40  # of forty again: with three times as many it would rise without a change
 
 
 def test_an_attribute_with_many_values_is_no_group(store: Store) -> None:
@@ -500,6 +516,32 @@ def test_the_shipped_rules_are_ordered_as_their_direction_says() -> None:
         assert len(set(order)) == 3, rule.name
 
 
+def test_answers_that_grow_alike_fire_and_are_resolved(store: Store) -> None:
+    """Each answer reads well by itself, none is longer and none repeats itself: a phrase comes back in two thirds of them."""
+    rng = np.random.default_rng(7)
+    phrase = "thank you for asking and please write to our support team about all of this".split()
+    states = []
+    for number, alike in enumerate([0.0, 0.0, 0.65, 0.0]):
+        start = NOW + number * MINUTE
+        rows: list[object] = []
+        for i in range(50):
+            own = [f"w{w}" for w in rng.integers(3000, size=30)]
+            text = [*phrase, *own[len(phrase) :]] if rng.random() < alike else own
+            rows += turn(start, f"u{number}-{i}", " ".join(text))
+        store.add(*rows)
+        found = monitor.measure(store, P, start, start + MINUTE)
+        changed = monitor.evaluate_rules(store, P, start + MINUTE)
+        states += [(number, alert.rule, alert.severity, str(alert.state)) for alert in changed]
+        if number == 2:
+            now, before = value(found, "self_bleu").value, np.mean([r.value for r in history(store, "self_bleu")[:-1]])
+            assert value(found, "self_bleu_change").value == pytest.approx(1 - (1 - now) / (1 - before))
+    assert states == [(2, "answers_echo", "critical", "firing"), (3, "answers_echo", "critical", "resolved")]
+
+
+def history(store: Store, metric: str) -> list[Measurement]:
+    return store.find(Measurement, metric=metric, order="window_end")
+
+
 def test_stationary_traffic_is_quiet(store: Store) -> None:
     """30 windows of 60 turns with thumbs from one distribution: no shipped rule becomes critical."""
     rng = np.random.default_rng(5)
@@ -514,3 +556,4 @@ def test_stationary_traffic_is_quiet(store: Store) -> None:
         monitor.evaluate_rules(store, P, start + MINUTE)
     assert [alert.message for alert in store.find(Alert) if alert.severity == "critical"] == []
     assert store.find(Alert, state=AlertState.FIRING) == []
+    assert len(history(store, "self_bleu_change")) == 29  # it was measured, and was quiet
