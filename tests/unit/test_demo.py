@@ -31,6 +31,7 @@ from plaudit.domain import (
 from plaudit.errors import AlreadyRunning, ConfigError, Refused, Unavailable
 from plaudit.learn.configs import PPOConfig, RewardConfig, from_dict
 from plaudit.loop import collect, govern
+from plaudit.loop.pipeline import curation_of
 from plaudit.settings import Settings
 from plaudit.store.database import open_store
 
@@ -270,6 +271,25 @@ def test_examples_are_drawn_by_the_seed_alone(tmp_path: Path) -> None:
     for row in drawn(0):  # prompt, texts and utilities belong together
         number = int(row["prompt"].removeprefix("question "))
         assert (row["base"], row["candidate"], row["base_utility"]) == ("before", "after", number / 120)
+
+
+def test_users_are_frozen_and_reported_by_the_group_they_declare(tmp_path: Path) -> None:
+    demo = a_demo(tmp_path)
+    improve.configure(demo)
+    curation = curation_of(json.loads((demo.settings.home / "turn.json").read_text())["snapshot"])
+    (name,) = curation.group_by
+    declared = {str(visit.attributes[name]) for visit in gather.visits(demo, "training", "user", 40)}
+    span = {"mean": 0.7, "low": 0.6, "high": 0.8, "n": 9}
+    found = {"slices": {f"group:{name}": {"new": {"accuracy": span, "n": 11, "difference": {}}}}}
+    found |= {"thumbs": {"by": {f"group:{name}": {"returning": {"auc": span, "n_up": 4, "n_down": 3}}}}}
+    rows = summary._groups(found)
+    assert {row["name"] for row in rows} == declared
+    none = {"n_pairs": 0, "accuracy": None, "n_up": None, "n_down": None, "auc": None}
+    assert rows[0] == {"name": "new", **none, "n_pairs": 11, "accuracy": span}
+    assert rows[1] == {"name": "returning", **none, "n_up": 4, "n_down": 3, "auc": span}
+    assert summary._groups({"slices": {}}) == [
+        {"name": row["name"], **none} for row in rows
+    ]  # a twin that leaves thumbs out
 
 
 def test_where_ppo_loses_the_report_says_so() -> None:

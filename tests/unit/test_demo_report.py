@@ -118,6 +118,17 @@ def a_summary() -> dict[str, Any]:
                 ],
                 "differences": {"bag_of_words": span(0.06, 0.05, 88), "length_only": span(0.14, 0.06, 88)},
                 "bins": [{"predicted": 0.05 + i / 10, "observed": 0.08 + i / 11, "n": 5 + i} for i in range(10)],
+                "groups": [
+                    {
+                        "name": "new",
+                        "n_pairs": 41,
+                        "accuracy": span(0.66, 0.12, 41),
+                        "n_up": 12,
+                        "n_down": 9,
+                        "auc": span(0.71, 0.2, 18),
+                    },
+                    {"name": "returning", "n_pairs": 0, "accuracy": None, "n_up": None, "n_down": None, "auc": None},
+                ],
             },
             "ppo": [{"step": i, "score": i * 0.13, "kl": i * 0.35, "length": 38 - i * 0.4} for i in range(1, 14)],
             "utilities": {
@@ -229,6 +240,15 @@ def test_terminal_and_page_show_the_same_figures(page: str) -> None:
     words = Page(page).words()
     for figure in demo_report.figures(a_summary()):
         assert f"{figure.name} {figure.text}" in words
+
+
+def test_the_groups_of_users_stand_beside_each_other_and_are_simulated(page: str) -> None:
+    words = Page(page).words()
+    start = words.index("simulated The same model by the group")
+    assert "new 41 0.66 [0.54, 0.78] 12 9 0.71 [0.51, 0.91] returning 0 – – – –" in words[start:]
+    summary = copy.deepcopy(a_summary())
+    summary["extra"]["reward_model"]["groups"] = []
+    assert "liked above disliked" not in demo_report.render(summary, {})
 
 
 def test_what_a_model_wrote_is_shown_and_not_run(page: str) -> None:

@@ -32,7 +32,8 @@ from plaudit.openai_protocol import Answer
 
 Tell = Callable[[int, int], None]  # done, of
 TURN = "turn-1"
-GROUPS = ("new", "returning")  # a user's declared attribute
+GROUP = "group"  # the attribute that a user declares
+GROUPS = ("new", "returning")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def visits(
             user=f"{prefix}-{at:04d}",
             prompt=prompt,
             training_use=TrainingUse.DENIED if luck.random() < denied_fraction else TrainingUse.ALLOWED,
-            attributes={"group": luck.choice(GROUPS)},
+            attributes={GROUP: luck.choice(GROUPS)},
             mood=mood,
         )
         for at, prompt in enumerate(order[:n])

@@ -63,6 +63,7 @@ def configure(demo: Demo) -> None:
         n_prompts=min(plan.n_evaluation, len(pool)),
         max_tokens=plan.max_tokens,
         temperature=plan.temperature,
+        snapshot={"group_by": [gather.GROUP]},
     )
     write_atomic(demo.settings.home / "turn.json", json.dumps(asdict(config), indent=1) + "\n")
 

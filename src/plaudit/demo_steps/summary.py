@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from plaudit.demo_steps import offer
-from plaudit.demo_steps.gather import Gathered, counts_of
+from plaudit.demo_steps.gather import GROUP, GROUPS, Gathered, counts_of
 from plaudit.demo_steps.house import Demo
 from plaudit.demo_steps.improve import Trained
 from plaudit.demo_steps.offer import Offered
@@ -190,7 +190,29 @@ def _reward(result: Json) -> Json:
         ],
         "log_loss": valid["log_loss"],
         "ece": valid["ece"],
+        "groups": _groups(result),
     }
+
+
+def _groups(result: Json) -> list[Json]:
+    """How well the reward model fits each group that users declared: on their Preferences and on their thumbs, both held out. None where a group
+    has too few for the figure."""
+    pairs = result["slices"].get(f"group:{GROUP}", {})
+    thumbs = (result.get("thumbs") or {}).get("by", {}).get(f"group:{GROUP}", {})
+    rows = []
+    for name in GROUPS:
+        pair, thumb = pairs.get(name), thumbs.get(name)
+        rows.append(
+            {
+                "name": name,
+                "n_pairs": pair["n"] if pair else 0,
+                "accuracy": _span(pair["accuracy"]) if pair else None,
+                "n_up": thumb["n_up"] if thumb else None,
+                "n_down": thumb["n_down"] if thumb else None,
+                "auc": _span(thumb["auc"]) if thumb else None,
+            }
+        )
+    return rows
 
 
 _SIGNS = {"prompts judged": "at least", "win rate": "interval above", "eos": "at least", "length change": "at most ±"}
