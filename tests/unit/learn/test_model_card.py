@@ -77,6 +77,16 @@ def test_what_the_gate_saw_of_a_policy(base, tmp_path):
         ("plaudit-train", "kl"): 1.5, ("plaudit-train", "score"): -0.25,
         ("plaudit-evaluation", "win_rate"): 0.61, ("plaudit-evaluation", "suites.refusals.de"): 0.125,
     }  # fmt: skip
+    assert card.data.metrics == ["kl", "score", "suites.refusals.de", "win_rate"]
+    assert {(one.dataset_type, one.dataset_name) for one in card.data.eval_results} == {
+        ("plaudit-train", "held-out rows of its Snapshot"), ("plaudit-evaluation", "held-out")
+    }  # fmt: skip
+    assert (card.data.pipeline_tag, card.data.library_name) == ("text-generation", "peft")
+    assert "policy" in card.data.tags
+    assert "Suite held-out, Evaluation evl_1;" in card.text
+    assert "| win_rate | 0.610 | 0.550 to 0.670 |" in card.text
+    assert f"- Checkpoint {SHA}\n- base HuggingFaceTB/SmolLM2-135M, weights {SHA}\n- start {SHA}\n" in card.text
+    assert card.text.endswith("## How to load it\n\n`how`\n")
     assert (card.data.base_model, card.data.base_model_relation) == ("HuggingFaceTB/SmolLM2-135M", "adapter")
     assert card.data.datasets is None
     assert "The gate says **fail**: too long." in card.text
