@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -153,8 +154,15 @@ def test_kl_is_told_by_response_by_token_and_at_its_tail():
         rollout=rollout, counts=rollout.counts(), reference=torch.zeros(4, 3), scored=scored, sampler=None
     )
     old = experience.Old({"logprobs": policy}, [])
-    row = experience.figures_of(SimpleNamespace(kl_coef=0.05, config=config("s")), seen, old, torch.zeros(4, 3))
+    rewards = torch.tensor([[0.5, 0.0, 0.0]] * 3 + [[0.5, 1.0, 2.0]])
+    row = experience.figures_of(SimpleNamespace(kl_coef=0.05, config=config("s")), seen, old, rewards)
     assert row["kl"] == pytest.approx((0.5 + 0.2 + 0.2 + 4.0) / 4)
+    assert row["kl_se"] == pytest.approx(np.std([0.5, 0.2, 0.2, 4.0], ddof=1) / 2)
+    logs = np.array([0.5, 0.0, 0.2, -0.1, 0.3, 1.0, 1.0, 2.0])
+    assert row["kl_k3"] == pytest.approx((np.exp(-logs) - 1 + logs).sum() / 4)
+    assert (row["kl_coef"], row["n"], row["response_tokens"]) == (0.05, 4, 2.0)
+    assert row["reward"] == pytest.approx((3 * 0.5 + 3.5) / 4)
+    assert (row["score"], row["score_sd"]) == (2.5, pytest.approx(np.std([1, 2, 3, 4], ddof=1)))
     assert row["kl_per_token"] == pytest.approx(4.9 / 8)
     assert row["kl_p95"] == pytest.approx(0.5 + 0.85 * 3.5)  # between the two largest
     assert row["eos_fraction"] == 0.75

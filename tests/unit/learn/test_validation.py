@@ -92,6 +92,11 @@ def test_slices_by_length_side_source_and_what_files_say():
     assert found["longer"] == ["chosen", "equal", "equal"]
     assert found["source"] == ["annotation", "edit", "annotation"]
     assert found["topic"] == ["", "", "tea"]
+    sized = [row(i, chosen="a" * (8 - i), rejected="b" * (2 * i - 6)) for i in range(3, 8)]  # 5 to 9 characters in all
+    both = [*sized, row(8, chosen="a", rejected="b" * 9), row(9, chosen="a" * 6, rejected="b" * 5)]
+    assert (
+        validation.slices_of(both)["length"] == ["short"] * 3 + ["middle"] * 2 + ["long"] * 2
+    )  # a bound belongs below it
     assert "criterion" not in found  # one slice only
     out = validation.by_slice(logit(0.9, 0.1, 0.9), some, {"coin": logit(0.5, 0.5, 0.5)})
     assert out["source"]["annotation"]["accuracy"]["mean"] == 1.0
