@@ -141,8 +141,40 @@ def test_a_loss_or_gradient_that_is_no_number_names_its_minibatch():
         met.append(packs)
         return found | {"policy_loss": float("nan") if len(met) == 3 else 0.0}, 0.0
 
-    with pytest.raises(TrainingStopped, match=r"epoch 2, minibatch 2, 1 prompts"):  # the first of the second epoch
+    with pytest.raises(
+        TrainingStopped, match=r"epoch 2, minibatch 2, 1 prompts \('x{40}'\)"
+    ):  # the first of the second epoch
         run(later)
+
+
+def test_updates_have_their_place_in_the_schedule_and_what_went_far_is_skipped_or_ends_the_epochs():
+    """Rollout 3 of 2 epochs of 2 minibatches: updates 8 to 11, but for one whose ratio is above 10; a KL above 1.5 targets ends it."""
+    rollout = Rollout([[1, 2]] * 2, [[3, 4], [5], [6]], [0, 1, 1], [True] * 3)
+    parts = [pack(rollout, [0]), pack(rollout, [1, 2])]
+    seen = SimpleNamespace(rollout=rollout, minibatches=parts, messages=[])
+    placed, cleared = [], []
+    some = learner(minibatches=2, sampling={"prompts_per_step": 2})
+    some.config = config("s", minibatches=2, epochs=2, steps=7, target_approx_kl=0.1)
+    some.adam = SimpleNamespace(step=lambda *at: placed.append(at) or (1.0, 1e-3), clear=lambda: cleared.append(1))
+
+    def run(**second):
+        placed.clear(), cleared.clear()
+        some.generator, met = torch.Generator().manual_seed(1), []
+
+        def gradient(packs, _):
+            met.append(packs)
+            return {"approx_kl": 0.1499, "ratio": 10.0} | (second if len(met) == 2 else {}), 0.0
+
+        return experience.run_epochs(some, seen, SimpleNamespace(held=[]), 3, gradient)
+
+    whole = run()
+    assert placed == [(8, 28), (9, 28), (10, 28), (11, 28)]
+    assert (whole["updates"], whole["skipped"], whole["early_stop"], cleared) == (4, 0, False, [])
+    far = run(ratio=10.001)
+    assert placed == [(8, 28), (10, 28), (11, 28)]
+    assert (far["updates"], far["skipped"], far["early_stop"], cleared) == (3, 1, False, [1])
+    ended = run(approx_kl=0.1501)
+    assert (placed, ended["updates"], ended["skipped"], ended["early_stop"], cleared) == ([(8, 28)], 1, 0, True, [1])
 
 
 def test_kl_is_told_by_response_by_token_and_at_its_tail():

@@ -46,7 +46,10 @@ def test_a_reward_models_figures_pictures_and_licence(base, tmp_path):
     checkpoint.save_reward(
         tmp_path / "r", model, base, parents, metrics, "## Known limits\n\n![c](c.svg)", {"c.svg": "<svg/>"}
     )
+    for name in ("LICENSE", "NOTICE", "COPYING"):
+        (base / f"{name}.md").write_text(name)
     export(tmp_path / "r", base, "merged", tmp_path / "out")
+    assert {"LICENSE.md", "NOTICE.md", "COPYING.md"} <= {path.name for path in (tmp_path / "out").iterdir()}
     card = ModelCard.load(tmp_path / "out" / "README.md", ignore_metadata_errors=False)
     assert results(card) == {("plaudit-train", name): value for name, value in
                              {"accuracy": 0.7125, "log_loss": 0.58, "by.ece": 0.031}.items()}  # fmt: skip

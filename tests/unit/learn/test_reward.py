@@ -170,6 +170,30 @@ def test_a_gradient_that_is_not_finite_names_its_rows(base, monkeypatch):
         reward.update(body, settings, data, [0, 1], target, some, 1)
 
 
+def test_a_message_names_the_first_rows_and_counts_the_others():
+    assert reward._named(rows(8), range(5)) == "its rows are p0, p1, p2, p3, p4"
+    assert reward._named(rows(8), range(7)) == "its rows are p0, p1, p2, p3, p4 and 2 more"
+
+
+def test_a_point_of_the_curve_is_of_the_pairs_since_the_last_one(base):
+    some = rows(2)
+    settings, body, data, _ = begin(base, some)
+    body.seen = [4.0, 3.0, 2.0]
+    point = reward.curve_point(settings, body, data, some)
+    assert (point["train_accuracy"], point["train_loss"]) == (0.75, 0.5)
+    assert body.seen == [0.0, 0.0, 0.0]
+
+
+def test_the_loss_of_several_members_is_their_mean(base):
+    some = rows(2)
+    settings, body, data, target = begin(base, some, (0, 1), members=2, members_share="body")
+    gap, said = reward.gaps(body, data)[..., 0], target.probability
+    wrong = -said * torch.nn.functional.logsigmoid(gap) - (1 - said) * torch.nn.functional.logsigmoid(-gap)  # (n, M)
+    expected = float((target.weights * wrong).sum(dim=0).div(target.weights.sum(dim=0)).mean())
+    _, found = reward.update(body, settings, data, [0, 1], target, some, 1)
+    assert found["loss"] == pytest.approx(expected, abs=1e-5)
+
+
 def test_points_of_the_curve_lie_evenly_and_end_each_epoch():
     batches = [[[0]] * 10, [[0]] * 10]
     assert reward.curve_points(config(), batches) == {10, 20}

@@ -35,6 +35,9 @@ def test_accuracy_is_against_the_majority_with_half_for_ties():
     assert entry["mean"] == pytest.approx(0.5)
     assert entry["n"] == 2  # families
     assert validation.accuracy(logit(0.9), rows(0.5)) == {"mean": 0.5, "low": 0.0, "high": 1.0, "n": 0}
+    some = [row(i, 0.5 if i == 0 else 0.9, family="abbcc"[i]) for i in range(5)]
+    assert validation.accuracy(logit(*[0.9] * 5), some)["n"] == 2  # families of rows that have a majority
+    assert validation.figures(logit(*[0.9] * 5), some)["n"] == 4  # such rows
 
 
 def test_an_accuracy_of_one_keeps_an_interval():

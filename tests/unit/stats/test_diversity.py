@@ -27,6 +27,7 @@ def test_self_bleu_of_equal_and_of_unrelated_texts():
     assert diversity.self_bleu([list(range(i * 10, i * 10 + 10)) for i in range(4)]) == 0.0
     for short in ([], ["yes"], ["no", "idea"]):  # shorter than the longest n-gram, and as equal
         assert diversity.self_bleus([short, short, ["the", "cat", "sat", "down"]]) == pytest.approx([1.0, 1.0, 0.0])
+    assert diversity.self_bleus([[], ["a", "b"]]) == [0.0, 0.0]
     assert diversity.self_bleu([["a", "b"], ["b", "a"]]) == pytest.approx(
         math.sqrt(1 * 0.1)
     )  # one of its two orders, smoothed
