@@ -75,7 +75,7 @@ class _Attempt:
         return self.reused or isinstance(error, (UpstreamError, aiohttp.ClientConnectorError))
 
 
-async def _reused(session: aiohttp.ClientSession, context: Any, _: aiohttp.TraceConnectionReuseconnParams) -> None:
+async def _reused(_: aiohttp.ClientSession, context: Any, __: aiohttp.TraceConnectionReuseconnParams) -> None:
     attempt: _Attempt = context.trace_request_ctx
     attempt.reused = True
 
