@@ -173,6 +173,9 @@ def test_the_store_says_who_is_kept_on_what(store: Store, project: Project) -> N
         Scope(PRO, kept=Kept(LIVE, pros), segment=PRO.segment),
     )
     assert not config.one_release
+    store.add(*(replace(PRO, id=f"rel_{zone}", segment=f"zone={zone}") for zone in "ecadb"))
+    of_one = [one.segment for one in serving.serving_config(store, P).narrower if "," not in one.segment]
+    assert of_one == ["plan=pro", *(f"zone={zone}" for zone in "abcde")]  # all gateways agree on a user of several
     with pytest.raises(Conflict, match="holds nobody out"):
         experiment.end_holdout(store, P, experiment.end_holdout(store, P, pros.id, "op", NOW).id, "op", NOW)
     assert serving.serving_config(store, P).narrower[1].kept is None
