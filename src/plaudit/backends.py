@@ -18,8 +18,10 @@ import asyncio
 import hashlib
 import json
 import re
+import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -56,16 +58,14 @@ def connect(url: str, session: aiohttp.ClientSession, timeout_s: float, idle_s: 
 
 def open_session() -> aiohttp.ClientSession:
     """A session without aiohttp's own limit on connections; close it in the same event loop."""
-    trace = aiohttp.TraceConfig()
-    trace.on_connection_reuseconn.append(_reused)
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), trace_configs=[trace])
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, socket_factory=_new_socket))
 
 
 @dataclass
 class _Attempt:
     """How far one request came. `reused`: it went over a connection of before. `answered`: a 200 came back, so that the server is at it."""
 
-    reused: bool = False
+    reused: bool = True
     answered: bool = False
 
     def may_repeat(self, error: Exception) -> bool:
@@ -75,9 +75,15 @@ class _Attempt:
         return self.reused or isinstance(error, (UpstreamError, aiohttp.ClientConnectorError))
 
 
-async def _reused(_: aiohttp.ClientSession, context: Any, __: aiohttp.TraceConnectionReuseconnParams) -> None:
-    attempt: _Attempt = context.trace_request_ctx
-    attempt.reused = True
+# Whose connection is being opened. aiohttp's traces would say it too, and cost every request.
+_ATTEMPT: ContextVar[_Attempt | None] = ContextVar("_ATTEMPT", default=None)
+
+
+def _new_socket(address: tuple[Any, ...]) -> socket.socket:
+    if (attempt := _ATTEMPT.get()) is not None:
+        attempt.reused = False
+    family, kind, protocol_number, *_ = address
+    return socket.socket(family, kind, protocol_number)
 
 
 class Upstream:
@@ -159,8 +165,8 @@ class Upstream:
         """anew: over a connection of its own, for where one in the pool was closed others are likely to be."""
         session = open_session() if anew else self._session
         try:
-            url = f"{self.url}/{path}"
-            async with session.post(url, json=body, timeout=self._timeout, trace_request_ctx=attempt) as response:
+            _ATTEMPT.set(attempt)
+            async with session.post(f"{self.url}/{path}", json=body, timeout=self._timeout) as response:
                 yield response
         finally:
             if anew:
