@@ -25,6 +25,7 @@ Reply = Callable[[str, dict], tuple[int, dict, dict]]
         ("closes what is idle", 4, True),  # two that open two connections, one that is lost, and its repetition
         ("breaks while it generates", 1, False),
         ("breaks in the midst of its answer", 1, False),
+        ("answers what is no JSON", 1, False),
     ],
 )
 def test_only_what_was_not_generated_is_asked_again_and_over_a_new_connection(stream, kind, asked, answers) -> None:
@@ -49,6 +50,9 @@ def test_only_what_was_not_generated_is_asked_again_and_over_a_new_connection(st
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(content) + content)
                 await writer.drain()
                 continue
+            if kind == "answers what is no JSON":
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 14\r\n\r\ndata: [1, 2]\n\n")
+                await writer.drain()
             if kind == "breaks in the midst of its answer":
                 writer.write(b'HTTP/1.1 200 OK\r\ncontent-length: 900\r\n\r\n{"choices": ')
                 await writer.drain()
@@ -72,7 +76,7 @@ def test_only_what_was_not_generated_is_asked_again_and_over_a_new_connection(st
                 await asyncio.gather(once(), once())  # two connections lie in the pool
                 await once()
             else:
-                with pytest.raises(UpstreamError, match="out of reach"):
+                with pytest.raises(UpstreamError, match=r"out of reach|not a JSON object"):
                     await once()
 
     asyncio.run(asyncio.wait_for(say(), 30))
