@@ -191,6 +191,8 @@ def test_declared_metrics_are_rehearsed_on_whole_stored_users() -> None:
         rehearsal._read_once_of(Metric("outcome:bought", "goal", "up", margin), values, 0.4) for margin in (0, 0.4)
     )
     assert plain == pytest.approx(4 * near, abs=4)
+    half = replace(values, counts=np.arange(400) % 2.0)  # every second user has a value: twice as many are needed
+    assert rehearsal._read_once_of(BOUGHT, half, 0.4) == pytest.approx(2 * plain, rel=0.2)
     assert rehearsal._read_once_of(Metric("outcome:bought", "guardrail", "up", 0.5), values, -0.4) is None
 
 
