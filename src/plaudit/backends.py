@@ -7,8 +7,9 @@ things out and for tests, and gives the same text for the same request.
 
 Bodies, completions and chunks are the decoded JSON of `openai_protocol`. Failures are UpstreamError with the status that our own caller
 should see: 504 for a server that is silent, 400, 429 and 503 (with Retry-After) as the server said them, 502 for everything else. A 502
-is tried once more where nothing had been received. What a server sends is brought to text that can be stored (no NUL, no half of a
-surrogate pair: both become U+FFFD) and has an end (MAX_ANSWER_BYTES).
+is tried once more, over a new connection, where nothing was generated: nobody could be reached, the server said that it failed, or it closed
+a connection of before, which it may do while a request is on its way. What a server sends is brought to text that can be stored (no NUL, no
+half of a surrogate pair: both become U+FFFD) and has an end (MAX_ANSWER_BYTES).
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ import asyncio
 import hashlib
 import json
 import re
+import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
@@ -54,7 +58,32 @@ def connect(url: str, session: aiohttp.ClientSession, timeout_s: float, idle_s: 
 
 def open_session() -> aiohttp.ClientSession:
     """A session without aiohttp's own limit on connections; close it in the same event loop."""
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, socket_factory=_new_socket))
+
+
+@dataclass
+class _Attempt:
+    """How far one request came. `reused`: it went over a connection of before. `answered`: a 200 came back, so that the server is at it."""
+
+    reused: bool = True
+    answered: bool = False
+
+    def may_repeat(self, error: Exception) -> bool:
+        """Whether nothing was generated. A new connection that breaks before an answer does not say: the server may have been at it."""
+        if self.answered:
+            return False
+        return self.reused or isinstance(error, (UpstreamError, aiohttp.ClientConnectorError))
+
+
+# Whose connection is being opened. aiohttp's traces would say it too, and cost every request.
+_ATTEMPT: ContextVar[_Attempt | None] = ContextVar("_ATTEMPT", default=None)
+
+
+def _new_socket(address: tuple[Any, ...]) -> socket.socket:
+    if (attempt := _ATTEMPT.get()) is not None:
+        attempt.reused = False
+    family, kind, protocol_number, *_ = address
+    return socket.socket(family, kind, protocol_number)
 
 
 class Upstream:
@@ -77,13 +106,15 @@ class Upstream:
     async def complete(self, body: Json) -> Json:
         """A whole completion."""
         for last in (False, True):
+            attempt = _Attempt()
             try:
-                async with self._post("chat/completions", body) as response:
+                async with self._post("chat/completions", body, attempt, anew=last) as response:
                     await self._check(response)
+                    attempt.answered = True
                     return self._decode(await self._read(response))
             except FAILURES as error:
                 failure = self._failure(error)
-                if last or failure.status != 502:
+                if last or failure.status != 502 or not attempt.may_repeat(error):
                     raise failure from error
             await asyncio.sleep(RETRY_PAUSE_S)
         raise AssertionError("unreachable")
@@ -91,10 +122,11 @@ class Upstream:
     async def stream(self, body: Json) -> AsyncGenerator[Json, None]:
         """Chunks until `[DONE]`; a stream that ends without it has failed. Closing the iterator closes the connection."""
         for last in (False, True):
-            received = False
+            attempt, received = _Attempt(), False
             try:
-                async with self._post("chat/completions", body) as response:
+                async with self._post("chat/completions", body, attempt, anew=last) as response:
                     await self._check(response)
+                    attempt.answered = True
                     async with aclosing(self._chunks(response)) as chunks:
                         while True:
                             async with asyncio.timeout(self._idle_s if received else self._first_s):
@@ -105,7 +137,7 @@ class Upstream:
                             yield chunk
             except FAILURES as error:
                 failure = self._failure(error)
-                if last or received or failure.status != 502:
+                if last or failure.status != 502 or not attempt.may_repeat(error):
                     raise failure from error
             await asyncio.sleep(RETRY_PAUSE_S)
 
@@ -119,15 +151,26 @@ class Upstream:
 
     async def _adapter(self, verb: str, body: Json, fine: str) -> None:
         try:
-            async with self._post(verb, body) as response:
+            async with self._post(verb, body, _Attempt()) as response:
                 text = await response.text()
                 if response.status != 200 and fine not in text.lower():
                     raise UpstreamError(f"{self.shown} answered {verb} with {response.status}: {_message(text)}")
         except FAILURES as error:
             raise self._failure(error) from error
 
-    def _post(self, path: str, body: Json) -> Any:
-        return self._session.post(f"{self.url}/{path}", json=body, timeout=self._timeout)
+    @asynccontextmanager
+    async def _post(
+        self, path: str, body: Json, attempt: _Attempt, anew: bool = False
+    ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
+        """anew: over a connection of its own, for where one in the pool was closed others are likely to be."""
+        session = open_session() if anew else self._session
+        try:
+            _ATTEMPT.set(attempt)
+            async with session.post(f"{self.url}/{path}", json=body, timeout=self._timeout) as response:
+                yield response
+        finally:
+            if anew:
+                await session.close()
 
     async def _check(self, response: aiohttp.ClientResponse) -> None:
         if response.status == 200:

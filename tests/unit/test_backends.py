@@ -18,6 +18,71 @@ MESSAGES = [{"role": "user", "content": "hello"}]
 Reply = Callable[[str, dict], tuple[int, dict, dict]]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "asked", "answers"),
+    [
+        ("closes what is idle", 4, True),  # two that open two connections, one that is lost, and its repetition
+        ("breaks while it generates", 1, False),
+        ("breaks in the midst of its answer", 1, False),
+        ("answers what is no JSON", 1, False),
+    ],
+)
+def test_only_what_was_not_generated_is_asked_again_and_over_a_new_connection(stream, kind, asked, answers) -> None:
+    """A server may close a connection that was idle just as the next request is on its way over it, and the others with it."""
+    n_asked = 0
+    both_in = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal n_asked
+        for turn in range(2):
+            head = await reader.readuntil(b"\r\n\r\n")
+            size = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+            await reader.readexactly(int(size.split(b":")[1]))
+            n_asked += 1
+            if kind == "closes what is idle" and turn == 0:
+                if n_asked == 2:
+                    both_in.set()
+                await both_in.wait()
+                whole = json.dumps(answered("whole")).encode()
+                words = protocol.event(protocol.chunk("x", 0, "m", 0, {"content": "whole"})) + protocol.DONE
+                content = words if stream else whole
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(content) + content)
+                await writer.drain()
+                continue
+            if kind == "answers what is no JSON":
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 14\r\n\r\ndata: [1, 2]\n\n")
+                await writer.drain()
+            if kind == "breaks in the midst of its answer":
+                writer.write(b'HTTP/1.1 200 OK\r\ncontent-length: 900\r\n\r\n{"choices": ')
+                await writer.drain()
+            break
+        writer.close()
+
+    async def say() -> None:
+        made = await asyncio.start_server(serve, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{made.sockets[0].getsockname()[1]}/v1"
+        async with made, backends.open_session() as session:
+            upstream = backends.Upstream(url, session, 10)
+            body = {"model": "m", "messages": MESSAGES}
+
+            async def once() -> None:
+                if stream:
+                    assert [chunk async for chunk in upstream.stream(body)]
+                else:
+                    assert await upstream.complete(body) == answered("whole")
+
+            if answers:
+                await asyncio.gather(once(), once())  # two connections lie in the pool
+                await once()
+            else:
+                with pytest.raises(UpstreamError, match=r"out of reach|not a JSON object"):
+                    await once()
+
+    asyncio.run(asyncio.wait_for(say(), 30))
+    assert n_asked == asked
+
+
 @pytest.fixture
 def server() -> Iterator[Callable[[Reply], str]]:
     """Serves `reply(path, body) -> (status, headers, JSON)` on a port of its own; gives its base URL."""

@@ -231,8 +231,15 @@ def analyse(
 @click.option(
     "--return-fraction", type=float, help="Share of users with a second conversation; measured where not given."
 )
-@click.option("--harm", default=1.5, show_default=True, help="Factor on thumbs-down that must be found.")
-@click.option("--gain", default=0.7, show_default=True, help="Factor on thumbs-down that should be promoted.")
+@click.option("--harm", type=float, help="Factor on thumbs-down that must be found (default: 1.5; with --metric 1).")
+@click.option(
+    "--gain", type=float, help="Factor on thumbs-down that should be promoted (default: 0.7; with --metric 1)."
+)
+@click.option("--metric", "metrics", multiple=True, help="As of `experiment start`, on stored users; may be repeated.")
+@click.option("--margin", "margins", multiple=True, help="As of `experiment start`.")
+@click.option(
+    "--effect", "amounts", multiple=True, help="NAME=0.05: what `gain` and `harm` change; every goal needs one."
+)
 @click.option("--stages", default="0.1,0.5", show_default=True, help="Shares of all users in EACH arm, growing.")
 @click.option("--rule", "rules", multiple=True, help="name=value, as of `experiment start`; may be repeated.")
 @click.option("--runs", default=100, show_default=True, help="Experiments of each kind.")
@@ -242,8 +249,11 @@ def analyse(
 @home_option
 @json_option
 def simulate(
-    harm: float,
-    gain: float,
+    harm: float | None,
+    gain: float | None,
+    metrics: tuple[str, ...],
+    margins: tuple[str, ...],
+    amounts: tuple[str, ...],
     stages: str,
     rules: tuple[str, ...],
     runs: int,
@@ -258,37 +268,72 @@ def simulate(
     import numpy as np
 
     from plaudit.loop import opening, rehearsal
+    from plaudit.store.experiment import Window
 
     said = {name: value for name, value in given.items() if value is not None}
+    declared, now = opening.metrics(metrics, margins), utc_now()
+    if declared and said.keys() - {"users_per_day"}:
+        raise BadInput(
+            "With --metric everything that users do is taken from the store; only --users-per-day can be said."
+        )
+    effects = rehearsal.effects(
+        (1.0 if declared else 1.5) if harm is None else harm,
+        (1.0 if declared else 0.7) if gain is None else gain,
+        declared,
+        opening.amounts(amounts),
+    )
+    crowd = None
     if {"users_per_day", "feedback_rate", "down_share"} <= said.keys():
         traffic = rehearsal.Traffic(**said)  # type: ignore[arg-type]
     else:
-        opened = open_home(home)
-        traffic = replace(rehearsal.measure(opened.store, opened.project_id, utc_now() - timedelta(days=days)), **said)  # type: ignore[arg-type]
-    effects = {"no change": 1.0, "harm": harm, "gain": gain}
+        opened, since = open_home(home), now - timedelta(days=days)
+        if declared:
+            crowd = rehearsal.population(opened.store, Window(opened.project_id, since, now), declared)
+        traffic = replace(rehearsal.measure(opened.store, opened.project_id, since), **said)  # type: ignore[arg-type]
     found = rehearsal.simulate(
-        traffic, _rules(rules), opening.shares(stages), effects, runs, max_users, np.random.default_rng(seed)
+        traffic,
+        _rules(rules),
+        opening.shares(stages),
+        effects,
+        runs,
+        max_users,
+        np.random.default_rng(seed),
+        declared,
+        crowd,
     )
     if as_json:
         print_json(found)
         return
     click.echo(
         f"{traffic.users_per_day:.3g} users a day, {traffic.messages_per_user:.3g} messages each, "
-        f"{traffic.down_per_message:.3g} thumbs-down a message; {runs} experiments of each kind:"
+        f"{traffic.down_per_message:.3g} thumbs-down a message; {runs} simulated experiments of each kind:"
     )
     for name, one in found["effects"].items():
-        shares = ", ".join(
-            f"{verdict} {share['mean']:.0%} [{share['low']:.0%}, {share['high']:.0%}]"
-            for verdict, share in one["verdicts"].items()
-        )
-        click.echo(f"{name} (x {one['factor']:g}): {shares}")
-        for what, key in (("users", "n_users"), ("of them with the candidate", "n_candidate"), ("days", "days")):
-            click.echo(f"  {what}: median {one[key]['median']:.4g}, 95 % of runs within {one[key]['p95']:.4g}")
-        if one["read_once_users"]:
-            group = one["read_once_users"] * found["group_sequential"]["inflation"]
-            click.echo(
-                f"  a z-test read once needs {one['read_once_users']} users, one with 5 fixed looks at most {group:.0f}"
-            )
+        _print_effect(name, one, found["group_sequential"]["inflation"])
+
+
+def _print_effect(name: str, one: dict[str, Any], inflation: float) -> None:
+    shares = ", ".join(f"{verdict} {_percent(share)}" for verdict, share in one["verdicts"].items())
+    click.echo(f"{name} (x {one['factor']:g}): {shares}")
+    for what, key in (("users", "n_users"), ("of them with the candidate", "n_candidate"), ("days", "days")):
+        click.echo(f"  {what}: median {one[key]['median']:.4g}, 95 % of runs within {one[key]['p95']:.4g}")
+    if one["read_once_users"]:
+        _print_read_once(one["read_once_users"], inflation)
+    for metric in one["metrics"]:
+        ended = {"goal": f": met in {_percent(metric['met'])}", "guardrail": f": fired in {_percent(metric['fired'])}"}
+        left = metric["variance_fraction"]
+        past = "" if left is None else f"; users' past leaves {left:.0%} of the variance"
+        click.echo(f"  {metric['name']} {metric['role']} ({metric['moved']:+g}){ended.get(metric['role'], '')}{past}")
+        if metric["read_once_users"]:
+            _print_read_once(metric["read_once_users"], inflation)
+
+
+def _print_read_once(n_users: int, inflation: float) -> None:
+    click.echo(f"  a z-test read once needs {n_users} users, one with 5 fixed looks at most {n_users * inflation:.0f}")
+
+
+def _percent(share: dict[str, float]) -> str:
+    return f"{share['mean']:.0%} [{share['low']:.0%}, {share['high']:.0%}]"
 
 
 @experiment.command()
@@ -296,16 +341,30 @@ def simulate(
 @click.option("--looks", default=10, show_default=True, help="Looks at each of them.")
 @click.option("--days", default=28.0, show_default=True, help="How far back the traffic is taken from.")
 @click.option("--rule", "rules", multiple=True, help="name=value, as of `experiment start`; may be repeated.")
+@click.option("--metric", "metrics", multiple=True, help="As of `experiment start`; may be repeated.")
+@click.option("--margin", "margins", multiple=True, help="As of `experiment start`.")
 @click.option("--seed", default=0, show_default=True, help="Of the arms.")
 @home_option
 @json_option
-def aa(runs: int, looks: int, days: float, rules: tuple[str, ...], seed: int, home: Path | None, as_json: bool) -> None:
+def aa(
+    runs: int,
+    looks: int,
+    days: float,
+    rules: tuple[str, ...],
+    metrics: tuple[str, ...],
+    margins: tuple[str, ...],
+    seed: int,
+    home: Path | None,
+    as_json: bool,
+) -> None:
     """Replay stored traffic with shuffled arms and count false alarms."""
-    from plaudit.loop import rehearsal
+    from plaudit.loop import opening, rehearsal
 
     opened = open_home(home)
     since = utc_now() - timedelta(days=days)
-    found = rehearsal.replay(opened.store, opened.project_id, since, _rules(rules), runs, looks, seed)
+    found = rehearsal.replay(
+        opened.store, opened.project_id, since, _rules(rules), runs, looks, seed, opening.metrics(metrics, margins)
+    )
     if as_json:
         print_json(found)
         return
@@ -319,6 +378,8 @@ def aa(runs: int, looks: int, days: float, rules: tuple[str, ...], seed: int, ho
     ):
         share = found[key]
         click.echo(f"  {what}: {share['mean']:.1%} [{share['low']:.1%}, {share['high']:.1%}]")
+    for name, share in found["false_goals"].items():
+        click.echo(f"  goal {name} met at any look: {share['mean']:.1%} [{share['low']:.1%}, {share['high']:.1%}]")
     for name, count in found["first_fired"].items():
         click.echo(f"  {name} fired first in {count}")
     if not found["enough_users"]:

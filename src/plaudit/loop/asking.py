@@ -43,11 +43,11 @@ def screen(asking: Asking, messages: Sequence[Message], answers: Sequence[str]) 
         return Shown(tuple(messages), tuple(answers), {}, "")
     # An answer stands as a message here: both are texts that somebody reads.
     row = {"messages": (*messages, *({"role": "assistant", "content": text} for text in answers))}
-    ((shown, found, drop),) = personal_data.screen_rows(rules, [row])
+    ((shown, found, _),) = personal_data.screen_rows(rules, [row])
     kinds = "+".join(rule.kind for rule in rules if rule.kind in found and rule.treatment is Treatment.DROP)
     read = shown["messages"]
     texts = tuple(one["content"] for one in read[len(messages) :])
-    return Shown(tuple(read[: len(messages)]), texts, found, kinds if drop else "")
+    return Shown(tuple(read[: len(messages)]), texts, found, kinds)
 
 
 def screen_item(asking: Asking, item: EvaluationItem) -> EvaluationItem:

@@ -26,7 +26,7 @@ from plaudit.stats.verdict import Guardrail
 from plaudit.store import experiment as observed
 from plaudit.store import outcomes
 from plaudit.store.database import Transaction
-from plaudit.store.experiment import Exposure, UserSum
+from plaudit.store.experiment import Exposure, Scope, UserSum, Window
 
 # name -> what one unit of it is
 MEASURED: Mapping[str, str] = {
@@ -97,17 +97,34 @@ def per_user(
     tx: Transaction, experiment: Experiment, metrics: Sequence[Metric], users: Sequence[Exposure]
 ) -> dict[str, PerUser]:
     """Each metric in the order of `users`, who met one arm each."""
+    return _per_user(tx, experiment.project_id, experiment.id, _untouched_until(tx, experiment), metrics, users)
+
+
+def per_user_within(
+    tx: Transaction, window: Window, metrics: Sequence[Metric], users: Sequence[Exposure]
+) -> dict[str, PerUser]:
+    """The same of all traffic of a window, as if an experiment had begun with it."""
+    return _per_user(tx, window.project_id, window, window.since, metrics, users)
+
+
+def _per_user(
+    tx: Transaction,
+    project_id: str,
+    of: Scope,
+    began_at: datetime,
+    metrics: Sequence[Metric],
+    users: Sequence[Exposure],
+) -> dict[str, PerUser]:
     found = {}
     for metric in metrics:
-        known = {(one.actor, one.arm): one for one in _sums(tx, experiment, metric.name, users)}
+        known = {(one.actor, one.arm): one for one in _sums(tx, project_id, of, metric.name, users)}
         rows = [known.get((user.actor, user.arm)) for user in users]
         counts = np.array([row.n if row else 0 for row in rows], dtype=np.float64)
         if _per_message(metric.name):  # a message without feedback says that there was none
             counts = np.array([user.n_messages for user in users], dtype=np.float64)
         before = None
         if metric.name.startswith(OUTCOME):
-            name = metric.name.removeprefix(OUTCOME)
-            past = outcomes.before(tx, experiment.project_id, name, _untouched_until(tx, experiment))
+            past = outcomes.before(tx, project_id, metric.name.removeprefix(OUTCOME), began_at)
             before = np.array([past.get(user.actor, np.nan) for user in users], dtype=np.float64)
         totals = np.array([row.total if row else 0.0 for row in rows], dtype=np.float64)
         found[metric.name] = PerUser(totals, counts, before)
@@ -125,13 +142,12 @@ def _per_message(name: str) -> bool:
     return name in ("thumbs_up", "thumbs_down", "edit_rate", "regenerate_rate") or name.startswith(SIGNAL)
 
 
-def _sums(tx: Transaction, experiment: Experiment, name: str, users: Sequence[Exposure]) -> Sequence[UserSum]:
-    id = experiment.id
+def _sums(tx: Transaction, project_id: str, of: Scope, name: str, users: Sequence[Exposure]) -> Sequence[UserSum]:
     if name.startswith(OUTCOME):
-        rows = outcomes.per_user(tx, experiment.project_id, id, name.removeprefix(OUTCOME))
+        rows = outcomes.per_user(tx, project_id, of, name.removeprefix(OUTCOME))
         return [UserSum(row.actor, row.arm, row.total, 1) for row in rows]
     if name.startswith(SIGNAL):
-        return observed.n_with_feedback(tx, id, FeedbackKind.SIGNAL, name.removeprefix(SIGNAL))
+        return observed.n_with_feedback(tx, of, FeedbackKind.SIGNAL, name.removeprefix(SIGNAL))
     match name:
         case "thumbs_up":
             return [UserSum(user.actor, user.arm, user.n_up, user.n_messages) for user in users]
@@ -140,28 +156,32 @@ def _sums(tx: Transaction, experiment: Experiment, name: str, users: Sequence[Ex
         case "return_rate":
             return [UserSum(user.actor, user.arm, float(user.n_conversations > 1), 1) for user in users]
         case "rating":
-            return observed.ratings(tx, id)
+            return observed.ratings(tx, of)
         case "edit_rate":
-            return observed.n_with_feedback(tx, id, FeedbackKind.EDIT)
+            return observed.n_with_feedback(tx, of, FeedbackKind.EDIT)
         case "regenerate_rate":
-            return observed.n_with_feedback(tx, id, FeedbackKind.SIGNAL, "regenerate")
+            return observed.n_with_feedback(tx, of, FeedbackKind.SIGNAL, "regenerate")
         case "errors" | "latency":
-            return observed.completions(tx, id)[name]
+            return observed.completions(tx, of)[name]
         case "refusals":
-            return observed.counted_openings(tx, id, _REFUSAL_CHARS, is_refusal)
+            return observed.counted_openings(tx, of, _REFUSAL_CHARS, is_refusal)
         case "length" | "score":
-            return observed.answers(tx, id, score=name == "score")
+            return observed.answers(tx, of, score=name == "score")
     raise BadInput(f"{name!r} is no metric of an experiment.")
 
 
 # --- judging -----------------------------------------------------------------------------------------------------------
 
 
+def is_share(name: str) -> bool:
+    return name in SHARES or name.startswith(SIGNAL)
+
+
 def judge(
     metric: Metric, values: PerUser, in_candidate: Bools, stage: Ints, alpha: float, n_planned: float, min_users: int
 ) -> Judged:
     """alpha: what this metric's bounds may err over all looks. A guardrail fires, and a goal is met, by bounds alone: they need `min_users`."""
-    share = metric.name in SHARES or metric.name.startswith(SIGNAL)
+    share = is_share(metric.name)
     difference = _compared(values, in_candidate, stage, share)
     interval = verdict.bounded(difference, n_planned, alpha, min_users)
     guardrail = None

@@ -66,6 +66,11 @@ def metrics(given: Iterable[str], margins: Iterable[str]) -> list[Metric]:
     return found
 
 
+def amounts(given: Iterable[str]) -> dict[str, float]:
+    """NAME=0.05 each: how large a difference of a metric is looked for. Raises BadInput."""
+    return {name: number(f"effect {name}", value) for name, _, value in (one.rpartition("=") for one in given)}
+
+
 def rules(given: Iterable[str]) -> dict[str, float]:
     """name=value each, for `experiment.rules_from`. Raises BadInput."""
     return {name: number(f"rule {name}", value) for name, _, value in (rule.partition("=") for rule in given)}

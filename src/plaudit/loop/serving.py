@@ -95,7 +95,7 @@ def serving_config(store: Store, project_id: str) -> ServingConfig:
         for segment in {*lives, *tried}:
             live = lives.get(segment, lives[""])
             found = tried.get(segment, Scope(live))
-            scopes[segment] = replace(found, live=live, segment=segment, kept=_kept(tx, live, segment))
+            scopes[segment] = replace(found, live=live, segment=segment, kept=_kept(tx, live))
         shadow = tx.first(Release, project_id=project_id, state=ReleaseState.SHADOW)
         version = observed_rows.ledger_version(tx, project_id)
     general = scopes.pop("")
@@ -116,13 +116,12 @@ def held_out_on(store: Store, project_id: str) -> list[Release]:
     """The Releases that holdouts of promoted experiments are still answered by."""
     with store.read() as tx:
         lives = tx.find(Release, project_id=project_id, state=ReleaseState.LIVE)
-        return [kept.release for kept in (_kept(tx, live, live.segment) for live in lives) if kept is not None]
+        return [kept.release for kept in (_kept(tx, live) for live in lives) if kept is not None]
 
 
-def _kept(tx: Transaction, live: Release, segment: str) -> Kept | None:
-    """The holdout of the experiment that made `live` live, while there is one and what it stays on was not rolled back."""
-    if live.segment != segment:
-        return None
+def _kept(tx: Transaction, live: Release) -> Kept | None:
+    """The holdout of the experiment that made `live` live, while there is one and what it stays on was not rolled back. Everybody's stays out of
+    the experiments of segments, too."""
     promoted = tx.first(Experiment, candidate_id=live.id, state=ExperimentState.PROMOTED)
     if promoted is None or not promoted.holdout:
         return None

@@ -1,4 +1,5 @@
-"""What an Experiment has observed, aggregated per user by the database: one pass over its interactions, nothing per message comes back."""
+"""What an Experiment has observed, aggregated per user by the database: one pass over its interactions, nothing per message comes back. The
+same of a `Window` of all traffic, to rehearse an experiment on what it would have observed."""
 
 from __future__ import annotations
 
@@ -28,6 +29,18 @@ _COMPLETIONS = TABLES[Completion]
 _FEEDBACK = TABLES[Feedback]
 _RESPONSES = TABLES[Response]
 _SCORES = TABLES[ResponseScore]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Named users of a project from `since` to `until`, whatever answered them, by what was known at `until`. All are of one arm, ""."""
+
+    project_id: str
+    since: datetime
+    until: datetime
+
+
+Scope = str | Window  # an Experiment's id, or all traffic
 
 
 @dataclass(frozen=True)
@@ -78,7 +91,11 @@ class Turn:
 
 def traffic(tx: Transaction, project_id: str, since: datetime) -> list[Turn]:
     """Every message of named users since then, in order of time, in an experiment or not."""
-    thumb = sa.and_(_FEEDBACK.c.interaction_id == _INTERACTIONS.c.id, _FEEDBACK.c.kind == FeedbackKind.THUMB)
+    thumb = sa.and_(
+        _FEEDBACK.c.interaction_id == _INTERACTIONS.c.id,
+        _FEEDBACK.c.kind == FeedbackKind.THUMB,
+        _FEEDBACK.c.quarantine_id.is_(None),
+    )
     failed = sa.and_(_COMPLETIONS.c.id == _INTERACTIONS.c.id, _COMPLETIONS.c.status == CompletionStatus.ERROR)
     query = (
         sa.select(
@@ -114,32 +131,32 @@ def traffic(tx: Transaction, project_id: str, since: datetime) -> list[Turn]:
     ]
 
 
-def exposures(tx: Transaction, experiment_id: str, arms: Collection[str]) -> list[Exposure]:
-    """Users of these arms of an experiment with their messages and thumbs, by the assigned arm. A thumb that was changed or retracted later
+def exposures(tx: Transaction, of: Scope, arms: Collection[str] = ()) -> list[Exposure]:
+    """Users of these arms (a window has none) with their messages and thumbs, by the assigned arm. A thumb that was changed or retracted later
     has still happened: it counts for both of its values, so that no figure of a past look can be revised."""
-    of = (*_of(experiment_id), _INTERACTIONS.c.arm.in_(arms))
+    where = (*within(of), *_of_arms(of, arms))
     seen = (
         sa.select(
             _INTERACTIONS.c.actor,
-            _INTERACTIONS.c.arm,
-            sa.func.min(_INTERACTIONS.c.stage).label("stage"),
+            arm(of),
+            sa.func.coalesce(sa.func.min(_INTERACTIONS.c.stage), 0).label("stage"),
             sa.func.count().label("n_messages"),
             sa.func.count(sa.distinct(_INTERACTIONS.c.conversation_id)).label("n_conversations"),
         )
-        .where(*of)
-        .group_by(_INTERACTIONS.c.actor, _INTERACTIONS.c.arm)
+        .where(*where)
+        .group_by(*keys(of))
     )
     thumbs = (
         sa.select(
             _INTERACTIONS.c.actor,
-            _INTERACTIONS.c.arm,
+            arm(of),
             sa.func.count(sa.distinct(_INTERACTIONS.c.id)).label("n_with_feedback"),
             sa.func.count(sa.distinct(sa.case((_up(True), _INTERACTIONS.c.id)))).label("n_up"),
             sa.func.count(sa.distinct(sa.case((_up(False), _INTERACTIONS.c.id)))).label("n_down"),
         )
         .join(_FEEDBACK, _FEEDBACK.c.interaction_id == _INTERACTIONS.c.id)
-        .where(*of, _FEEDBACK.c.kind == FeedbackKind.THUMB, _FEEDBACK.c.quarantine_id.is_(None))
-        .group_by(_INTERACTIONS.c.actor, _INTERACTIONS.c.arm)
+        .where(*where, *_given(of, FeedbackKind.THUMB))
+        .group_by(*keys(of))
     )
     counted = {(row["actor"], row["arm"]): row for row in tx.rows(thumbs)}
     found = []
@@ -150,65 +167,69 @@ def exposures(tx: Transaction, experiment_id: str, arms: Collection[str]) -> lis
     return sorted(found, key=lambda exposure: (exposure.actor, exposure.arm))
 
 
-def first_thumbs_down(tx: Transaction, experiment_id: str, arms: Collection[str]) -> list[FirstEvent]:
+def first_thumbs_down(tx: Transaction, of: Scope, arms: Collection[str] = ()) -> list[FirstEvent]:
     """Each user's first thumbs-down, in order of time."""
     query = (
         sa.select(
             _INTERACTIONS.c.actor,
-            _INTERACTIONS.c.arm,
-            _INTERACTIONS.c.assignment_probability,
+            arm(of),
+            sa.func.coalesce(_INTERACTIONS.c.assignment_probability, 0.5).label("probability"),
             sa.func.min(_FEEDBACK.c.created_at).label("at"),
         )
         .join(_FEEDBACK, _FEEDBACK.c.interaction_id == _INTERACTIONS.c.id)
         .where(
-            *_of(experiment_id),
-            _INTERACTIONS.c.arm.in_(arms),
-            _FEEDBACK.c.kind == FeedbackKind.THUMB,
-            _FEEDBACK.c.quarantine_id.is_(None),
+            *within(of),
+            *_of_arms(of, arms),
+            *_given(of, FeedbackKind.THUMB),
             _up(False),
         )
     )
-    return _first(tx, query)
+    return _first(tx, of, query)
 
 
-def first_errors(tx: Transaction, experiment_id: str, arms: Collection[str]) -> list[FirstEvent]:
+def first_errors(tx: Transaction, of: Scope, arms: Collection[str] = ()) -> list[FirstEvent]:
     """Each user's first answer that failed, in order of time."""
     query = (
         sa.select(
             _INTERACTIONS.c.actor,
-            _INTERACTIONS.c.arm,
-            _INTERACTIONS.c.assignment_probability,
+            arm(of),
+            sa.func.coalesce(_INTERACTIONS.c.assignment_probability, 0.5).label("probability"),
             sa.func.min(_COMPLETIONS.c.created_at).label("at"),
         )
         .join(_COMPLETIONS, _COMPLETIONS.c.id == _INTERACTIONS.c.id)
-        .where(*_of(experiment_id), _INTERACTIONS.c.arm.in_(arms), _COMPLETIONS.c.status == CompletionStatus.ERROR)
+        .where(
+            *within(of),
+            *_of_arms(of, arms),
+            *known(of, _COMPLETIONS.c.created_at),
+            _COMPLETIONS.c.status == CompletionStatus.ERROR,
+        )
     )
-    return _first(tx, query)
+    return _first(tx, of, query)
 
 
-def n_with_feedback(tx: Transaction, experiment_id: str, kind: FeedbackKind, name: str | None = None) -> list[UserSum]:
+def n_with_feedback(tx: Transaction, of: Scope, kind: FeedbackKind, name: str | None = None) -> list[UserSum]:
     """Messages of each user that got feedback of a kind (a signal of that name), as `total` and as `n`; users without any are not there.
     What was retracted has happened."""
-    where = [*_of(experiment_id), _FEEDBACK.c.kind == kind, _FEEDBACK.c.quarantine_id.is_(None)]
+    where = [*within(of), *_given(of, kind)]
     if name is not None:
         says = f'"name":{json.dumps(name, ensure_ascii=False)}'  # as the store writes JSON
         where.append(sa.type_coerce(_FEEDBACK.c.value, sa.Text).contains(says, autoescape=True))
     messages = sa.func.count(sa.distinct(_INTERACTIONS.c.id))
     query = (
-        sa.select(_INTERACTIONS.c.actor, _INTERACTIONS.c.arm, messages.label("total"), messages.label("n"))
+        sa.select(_INTERACTIONS.c.actor, arm(of), messages.label("total"), messages.label("n"))
         .join(_FEEDBACK, _FEEDBACK.c.interaction_id == _INTERACTIONS.c.id)
         .where(*where)
-        .group_by(_INTERACTIONS.c.actor, _INTERACTIONS.c.arm)
+        .group_by(*keys(of))
     )
     return _sums(tx, query)
 
 
-def ratings(tx: Transaction, experiment_id: str) -> list[UserSum]:
+def ratings(tx: Transaction, of: Scope) -> list[UserSum]:
     """Sum and number of the ratings each user gave; one that was changed counts for both of its values, as thumbs do."""
     query = (
-        sa.select(_INTERACTIONS.c.actor, _INTERACTIONS.c.arm, _FEEDBACK.c.value)
+        sa.select(_INTERACTIONS.c.actor, arm(of), _FEEDBACK.c.value)
         .join(_FEEDBACK, _FEEDBACK.c.interaction_id == _INTERACTIONS.c.id)
-        .where(*_of(experiment_id), _FEEDBACK.c.kind == FeedbackKind.RATING, _FEEDBACK.c.quarantine_id.is_(None))
+        .where(*within(of), *_given(of, FeedbackKind.RATING))
         .order_by(_FEEDBACK.c.id)
     )
     given: dict[tuple[str, str], list[float]] = {}
@@ -218,22 +239,22 @@ def ratings(tx: Transaction, experiment_id: str) -> list[UserSum]:
     return [UserSum(actor, arm, sum(values), len(values)) for (actor, arm), values in given.items()]
 
 
-def completions(tx: Transaction, experiment_id: str) -> Mapping[str, list[UserSum]]:
+def completions(tx: Transaction, of: Scope) -> Mapping[str, list[UserSum]]:
     """`errors` over all answers that ended, `latency` (ms) over those that are whole."""
     whole = sa.and_(_COMPLETIONS.c.status == CompletionStatus.OK, _COMPLETIONS.c.latency_ms.is_not(None))
     failed = _COMPLETIONS.c.status == CompletionStatus.ERROR
     query = (
         sa.select(
             _INTERACTIONS.c.actor,
-            _INTERACTIONS.c.arm,
+            arm(of),
             sa.func.sum(sa.case((failed, 1), else_=0)).label("errors"),
             sa.func.count().label("n"),
             sa.func.sum(sa.case((whole, _COMPLETIONS.c.latency_ms), else_=0.0)).label("latency"),
             sa.func.sum(sa.case((whole, 1), else_=0)).label("n_whole"),
         )
         .join(_COMPLETIONS, _COMPLETIONS.c.id == _INTERACTIONS.c.id)
-        .where(*_of(experiment_id))
-        .group_by(_INTERACTIONS.c.actor, _INTERACTIONS.c.arm)
+        .where(*within(of), *known(of, _COMPLETIONS.c.created_at))
+        .group_by(*keys(of))
     )
     rows = tx.rows(query)
     return {
@@ -242,30 +263,29 @@ def completions(tx: Transaction, experiment_id: str) -> Mapping[str, list[UserSu
     }
 
 
-def answers(tx: Transaction, experiment_id: str, score: bool = False) -> list[UserSum]:
+def answers(tx: Transaction, of: Scope, score: bool = False) -> list[UserSum]:
     """Over the first answer of every message: characters, or the score that a monitor gave those it drew."""
+    came = _SCORES.c.created_at if score else _RESPONSES.c.created_at
     value = _SCORES.c.value if score else sa.func.length(_RESPONSES.c.text)
     found = sa.join(_INTERACTIONS, _RESPONSES, _RESPONSES.c.interaction_id == _INTERACTIONS.c.id)
     if score:
         found = found.join(_SCORES, _SCORES.c.id == _RESPONSES.c.id)
     query = (
-        sa.select(
-            _INTERACTIONS.c.actor, _INTERACTIONS.c.arm, sa.func.sum(value).label("total"), sa.func.count().label("n")
-        )
+        sa.select(_INTERACTIONS.c.actor, arm(of), sa.func.sum(value).label("total"), sa.func.count().label("n"))
         .select_from(found)
-        .where(*_of(experiment_id), _RESPONSES.c.idx == 0)
-        .group_by(_INTERACTIONS.c.actor, _INTERACTIONS.c.arm)
+        .where(*within(of), *known(of, came), _RESPONSES.c.idx == 0)
+        .group_by(*keys(of))
     )
     return _sums(tx, query)
 
 
-def counted_openings(tx: Transaction, experiment_id: str, n_chars: int, counts: Callable[[str], bool]) -> list[UserSum]:
+def counted_openings(tx: Transaction, of: Scope, n_chars: int, counts: Callable[[str], bool]) -> list[UserSum]:
     """First answers of each user, and those whose opening `counts`."""
     opening = sa.func.substr(_RESPONSES.c.text, 1, n_chars).label("opening")
     query = (
-        sa.select(_INTERACTIONS.c.actor, _INTERACTIONS.c.arm, opening)
+        sa.select(_INTERACTIONS.c.actor, arm(of), opening)
         .join(_RESPONSES, _RESPONSES.c.interaction_id == _INTERACTIONS.c.id)
-        .where(*_of(experiment_id), _RESPONSES.c.idx == 0)
+        .where(*within(of), *known(of, _RESPONSES.c.created_at), _RESPONSES.c.idx == 0)
     )
     found: dict[tuple[str, str], list[bool]] = {}
     for row in tx.rows(query):
@@ -298,8 +318,35 @@ def ledger_version(tx: Transaction, project_id: str) -> int:
     return int(tx.rows(query)[0]["seq"] or 0)
 
 
-def _of(experiment_id: str) -> tuple[sa.ColumnElement[bool], ...]:
-    return _INTERACTIONS.c.experiment_id == experiment_id, _INTERACTIONS.c.actor.is_not(None)
+def within(of: Scope) -> tuple[sa.ColumnElement[bool], ...]:
+    """Conditions on the interactions of named users."""
+    named = _INTERACTIONS.c.actor.is_not(None)
+    if isinstance(of, str):
+        return _INTERACTIONS.c.experiment_id == of, named
+    at = _INTERACTIONS.c.created_at
+    return _INTERACTIONS.c.project_id == of.project_id, named, at >= of.since, at <= of.until
+
+
+def arm(of: Scope) -> sa.ColumnElement[str]:
+    return _INTERACTIONS.c.arm if isinstance(of, str) else sa.literal("").label("arm")
+
+
+def keys(of: Scope) -> tuple[sa.ColumnElement[Any], ...]:
+    """What a user's rows are grouped by."""
+    return (_INTERACTIONS.c.actor, _INTERACTIONS.c.arm) if isinstance(of, str) else (_INTERACTIONS.c.actor,)
+
+
+def known(of: Scope, at: sa.ColumnElement[datetime]) -> tuple[sa.ColumnElement[bool], ...]:
+    """A window's end holds for what came of its interactions, too."""
+    return () if isinstance(of, str) else (at <= of.until,)
+
+
+def _of_arms(of: Scope, arms: Collection[str]) -> tuple[sa.ColumnElement[bool], ...]:
+    return (_INTERACTIONS.c.arm.in_(arms),) if isinstance(of, str) else ()
+
+
+def _given(of: Scope, kind: FeedbackKind) -> tuple[sa.ColumnElement[bool], ...]:
+    return _FEEDBACK.c.kind == kind, _FEEDBACK.c.quarantine_id.is_(None), *known(of, _FEEDBACK.c.created_at)
 
 
 def _up(up: bool) -> sa.ColumnElement[bool]:
@@ -307,11 +354,10 @@ def _up(up: bool) -> sa.ColumnElement[bool]:
     return sa.type_coerce(_FEEDBACK.c.value, sa.Text).like(f'%"up":{"true" if up else "false"}%')
 
 
-def _first(tx: Transaction, query: sa.Select[tuple[str, str, float, datetime]]) -> list[FirstEvent]:
+def _first(tx: Transaction, of: Scope, query: sa.Select[tuple[str, str, float, datetime]]) -> list[FirstEvent]:
     """One row per user: the earliest of the groups, one per assignment probability that was in force."""
-    keys = (_INTERACTIONS.c.actor, _INTERACTIONS.c.arm, _INTERACTIONS.c.assignment_probability)
     events: dict[str, FirstEvent] = {}
-    for row in tx.rows(query.group_by(*keys)):
+    for row in tx.rows(query.group_by(*keys(of), _INTERACTIONS.c.assignment_probability)):
         event = FirstEvent(*row.values())
         if event.actor not in events or event.at < events[event.actor].at:
             events[event.actor] = event

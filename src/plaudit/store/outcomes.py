@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from plaudit.domain import Interaction, Outcome
 from plaudit.store.database import Transaction
+from plaudit.store.experiment import Scope, arm, keys, known, within
 from plaudit.store.schema import TABLES
 
 _OUTCOMES = TABLES[Outcome]
@@ -52,17 +53,17 @@ def before(tx: Transaction, project_id: str, name: str, until: datetime) -> dict
     return {row["actor"]: float(row["total"]) for row in tx.rows(query)}
 
 
-def per_user(tx: Transaction, project_id: str, experiment_id: str, name: str) -> list[UserOutcome]:
-    """Every user of the experiment with the count and the sum of their outcomes of this name, from their first turn in that arm on;
-    what happened before the assignment cannot come from it. In order of user and arm."""
+def per_user(tx: Transaction, project_id: str, of: Scope, name: str) -> list[UserOutcome]:
+    """Every user of the experiment, or of a window of traffic, with the count and the sum of their outcomes of this name, from their first
+    turn in that arm on; what happened before the assignment cannot come from it. In order of user and arm."""
     first = (
         sa.select(
             _INTERACTIONS.c.actor,
-            _INTERACTIONS.c.arm,
+            arm(of),
             sa.func.min(_INTERACTIONS.c.created_at).label("since"),
         )
-        .where(_INTERACTIONS.c.experiment_id == experiment_id, _INTERACTIONS.c.actor.is_not(None))
-        .group_by(_INTERACTIONS.c.actor, _INTERACTIONS.c.arm)
+        .where(*within(of))
+        .group_by(*keys(of))
         .subquery("first")
     )
     joined = first.outerjoin(
@@ -72,6 +73,7 @@ def per_user(tx: Transaction, project_id: str, experiment_id: str, name: str) ->
             _OUTCOMES.c.name == name,
             _OUTCOMES.c.actor == first.c.actor,
             _OUTCOMES.c.at >= first.c.since,
+            *known(of, _OUTCOMES.c.at),
         ),
     )
     query = (

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 from click.testing import CliRunner
 
 from plaudit.cli.main import plaudit
-from plaudit.domain import DEFAULT_PROJECT, Experiment, ExperimentState, Release, ReleaseState, utc_now
+from plaudit.domain import (
+    DEFAULT_PROJECT,
+    Experiment,
+    ExperimentState,
+    Interaction,
+    InteractionSource,
+    Release,
+    ReleaseState,
+    utc_now,
+)
 from plaudit.errors import BadInput
-from plaudit.loop import govern, pilots
+from plaudit.loop import govern, outcomes, pilots
 from plaudit.settings import Settings
 from plaudit.store.database import open_store
 
@@ -67,3 +78,43 @@ def test_an_experiment_is_declared_looked_at_and_stopped(tmp_path: Path) -> None
     rows = {row["id"]: row["segment"] for row in json.loads(run("release", "list", "--json"))["releases"]}
     assert rows["rel_candidate_"] == "lang=de"
     store.close()
+
+
+def test_declared_metrics_are_rehearsed_from_the_store(tmp_path: Path) -> None:
+    store, now = open_store(Settings(home=tmp_path).database_url), utc_now()
+    govern.ensure_project(store, now)
+    sold = np.random.default_rng(1).normal(10, 2, (40, 2))
+    for i in range(40):
+        row = Interaction(
+            id=f"int_{i}", project_id=DEFAULT_PROJECT, conversation_id=f"c{i}", turn=1, actor=f"u{i}", messages=(),
+            family="f", prompt_sha256="", source=InteractionSource.GATEWAY, release_id=None, served_release_id=None,
+            experiment_id=None, arm=None, stage=None, assignment_probability=None, created_at=now - timedelta(hours=40 - i),
+        )  # fmt: skip
+        store.add(row)
+    for days, values in ((90, sold[:, 0]), (0, sold.sum(axis=1))):
+        at = (now - timedelta(days=days)).isoformat()
+        rows = [{"user": f"u{i}", "name": "sold", "value": float(value), "at": at} for i, value in enumerate(values)]
+        outcomes.record(store, DEFAULT_PROJECT, rows, now)
+    store.close()
+    words = ["--metric", "outcome:sold:goal:up", "--runs", "3", "--home", str(tmp_path)]
+
+    def run(name: str, *more: str):
+        return CliRunner().invoke(plaudit, ["experiment", name, *words, *more])
+
+    asked = ("--effect", "outcome:sold=1.5", "--max-users", "1000", "--users-per-day", "100", "--stages", "0.5")
+    said = run("simulate", *asked)
+    assert said.exit_code == 0, said.output + str(said.exception)
+    same, harm, gain = said.stdout.split(": promote ")[1:]
+    assert "outcome:sold goal (+0): met in 0%" in same
+    assert "outcome:sold goal (-1.5): met in 0%" in harm
+    assert "outcome:sold goal (+1.5): met in 100%" in gain
+    assert gain.count("a z-test read once needs") == 1
+    found = json.loads(run("simulate", *asked, "--json").stdout)
+    assert found["effects"]["gain"]["metrics"][0]["variance_fraction"] < 0.9
+    assert (found["traffic"]["users_per_day"], found["effects"]["harm"]["factor"]) == (100, 1)
+    assert isinstance(run("simulate").exception, BadInput)  # by how much?
+    refused = run("simulate", *asked, "--feedback-rate", "0.2").exception
+    assert "only --users-per-day can be said" in str(refused)
+    dealt = run("aa", "--looks", "2")
+    assert "goal outcome:sold met at any look: 0.0%" in dealt.stdout
+    assert json.loads(run("aa", "--looks", "2", "--json").stdout)["false_goals"].keys() == {"outcome:sold"}

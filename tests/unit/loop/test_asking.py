@@ -122,3 +122,10 @@ def test_an_evaluation_keeps_every_item_and_an_erasure_still_finds_its_prompt(
 def test_unknown_kinds_are_refused() -> None:
     with pytest.raises(BadInput, match="shoe size"):
         screen(Asking({"shoe size": "redact"}), [], [])
+
+
+def test_only_what_forbids_asking_is_named_as_the_reason() -> None:
+    rules = Asking({"iban": "drop", "email": "redact"})
+    shown = screen(rules, [], [f"{IBAN} of ada@b.example", "fine"])
+    assert (shown.dropped, dict(shown.found)) == ("iban", {"iban": 1, "email": 1})
+    assert screen(rules, [], ["ada@b.example"]).dropped == ""

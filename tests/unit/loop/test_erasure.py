@@ -192,6 +192,23 @@ def test_what_bob_asked_in_the_same_words_is_bobs(store: Store, project: Project
     assert erasure.erase_user(store, tmp_path, project.id, "bob", "test", 30, NOW).snapshot_ids == (record.id,)
 
 
+def test_a_snapshot_that_is_frozen_in_the_midst_of_an_erasure_is_found_too(
+    store: Store, project: Project, lived_in: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[SnapshotRecord] = []
+    look = erasure._learned_from
+
+    def slowly(*given: Any) -> list[str]:
+        if not made:  # after the Snapshots were read, before the rows go
+            made.append(snapshot.freeze(store, project.id, lived_in / "snapshots", now=NOW)[0])
+        return look(*given)
+
+    monkeypatch.setattr(erasure, "_learned_from", slowly)
+    done = erasure.erase_user(store, lived_in, project.id, SECRETS[3], "op", 30, NOW)
+    assert done.snapshot_ids == (made[0].id,)
+    assert store.get(SnapshotRecord, made[0].id).tainted_at == NOW
+
+
 def test_weights_that_users_meet_wait_for_another_release(store: Store, project: Project, lived_in: Path) -> None:
     record, _ = snapshot.freeze(store, project.id, lived_in / "snapshots", now=NOW)
     made = trained(store, project, lived_in, "live", snapshot_sha256=record.sha256)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -172,8 +173,11 @@ def test_saying_the_same_again_changes_nothing_and_every_word_is_on_the_log(stor
     assert [entry.after["licence"] for entry in entries] == ["mit", "bsd"]
     with store.read() as tx:
         assert licences.rights(tx, project.id).of_model("m") == "bsd"
-    with pytest.raises(BadInput):
-        licences.declare(store, project.id, LicenceOf.MODEL, "m", " ", TrainingUse.ALLOWED, "ada", NOW)
+    longest = "x" * licences.MAX_CHARS
+    licences.declare(store, project.id, LicenceOf.MODEL, longest, longest, TrainingUse.ALLOWED, "ada", NOW)
+    for name, licence in (("m", " "), ("m", longest + "x"), (longest + "x", "mit"), ("", "mit")):
+        with pytest.raises(BadInput):
+            licences.declare(store, project.id, LicenceOf.MODEL, name, licence, TrainingUse.ALLOWED, "ada", NOW)
 
 
 def test_the_name_itself_beats_a_pattern(store: Store, project: Project) -> None:
@@ -183,6 +187,9 @@ def test_the_name_itself_beats_a_pattern(store: Store, project: Project) -> None
         rights = licences.rights(tx, project.id)
     assert (rights.terms("", ("gpt-oss",)), rights.terms("", ("gpt-9",))) == ("allowed", "denied")
     assert rights.terms("", ("gpt-oss", "other")) == "unknown"
+    # What a person has said of a model that a Release offers goes before what its folder says.
+    offered = replace(rights, own={"gpt-oss": "mit", "ours": "mit"})
+    assert [offered.of_model(name) for name in ("gpt-oss", "ours", "other")] == ["apache-2.0", "mit", "unknown"]
 
 
 def test_curation_of_before_is_as_it_was() -> None:

@@ -25,6 +25,7 @@ from plaudit.loop.experiment import Observed, Rules
 from plaudit.loop.metrics import PerUser
 from plaudit.stats.looks import Metric
 from plaudit.store.database import Store
+from plaudit.store.experiment import Window, exposures
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -86,6 +87,23 @@ def test_each_metric_sums_what_it_says_of_each_user(
     }
     past = {name: one.before for name, one in seen.declared.items() if one.before is not None}
     assert {name: str(one.tolist()) for name, one in past.items()} == {"outcome:won": "[7.0, nan]"}
+    # Of all traffic: whatever answered them, by what was known at the end.
+    with store.read() as tx:
+        early_on, at_last = (
+            metrics.per_user_within(tx, window, metrics.declared(made), exposures(tx, window))
+            for window in (Window(project.id, NOW, NOW + timedelta(hours=end)) for end in (1, 3))
+        )
+    found = {name: list(zip(one.sums.tolist(), one.counts.tolist(), strict=True)) for name, one in at_last.items()}
+    twice = {"thumbs_up": (1, 2), "edit_rate": (0, 2), "length": (18, 2), "latency": (18, 2), "errors": (0, 2)}
+    assert {name: found[name][1] for name in twice} == twice  # bob's other arm counts
+    assert found["outcome:won"] == [(5, 1), (9.5, 1)]
+    assert [found[name][0] for name in ("rating", "edit_rate", "errors", "refusals", "return_rate")] == [
+        (5, 2), (1, 2), (1, 2), (1, 2), (1, 1),
+    ]  # fmt: skip
+    nothing = {name: early_on[name].sums.tolist() for name in ("rating", "edit_rate", "thumbs_up", "regenerate_rate")}
+    assert set(map(tuple, nothing.values())) == {(0.0, 0.0)}  # feedback came two hours later
+    assert early_on["outcome:won"].sums.tolist() == [5, 7]
+    assert str(early_on["outcome:won"].before) == "[ 7. nan]"
     # In the same layer a pilot has met the same users in the same arms: what they brought since then is no past.
     store.add(replace(made, id="exp_0", created_at=NOW - timedelta(days=2), state="stopped"))
     before = experiment.observe(store, "exp_1").declared["outcome:won"].before

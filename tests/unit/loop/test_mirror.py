@@ -362,8 +362,12 @@ def test_it_shows_runs_figures_versions_and_aliases_and_puts_back_what_was_chang
     mlflow.post("runs/delete", run_id=info["run_id"])
     gone = f"{mlflow.url}/api/2.0/mlflow/registered-models/delete"
     httpx.request("DELETE", gone, json={"name": "one-default-reward"}, timeout=30).raise_for_status()
+    cut = f"{mlflow.url}/api/2.0/mlflow/model-versions/delete-tag"
+    key = {**model, "version": "2", "key": "plaudit.lineage"}
+    httpx.request("DELETE", cut, json=key, timeout=30).raise_for_status()
     wrote = mirror_to(mlflow, store, project, "one")
-    assert (wrote.runs, wrote.versions, wrote.aliases, wrote.tags, wrote.problems) == (1, 1, 2, 1, ())
+    assert (wrote.runs, wrote.versions, wrote.aliases, wrote.tags, wrote.problems) == (1, 1, 2, 2, ())
+    assert tags(mlflow.versions("one-default-policy")["2"])["plaudit.lineage"] == said["plaudit.lineage"]
     assert mlflow.aliases("one-default-policy") == {"challenger": "2", "mine": "1"}
     assert tags(mlflow.versions("one-default-policy")["2"])["plaudit.gate"] == "not judged"
     assert len(mlflow.runs("one")) == 3
@@ -387,13 +391,16 @@ def mirror_to(mlflow: Mlflow, store: Store, project: Project, prefix: str) -> Wr
 
 @pytest.mark.slow
 def test_a_run_grows_while_it_runs_and_what_a_resume_cut_off_goes(
-    store: Store, project: Project, tmp_path: Path, mlflow: Mlflow
+    store: Store, project: Project, tmp_path: Path, mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = add_run(store, tmp_path, "ppo", 4, RunState.RUNNING)
     file = Path(str(run.folder)) / "metrics.jsonl"
     assert mirror_to(mlflow, store, project, "two") == Wrote(runs=1, metrics=8)
     file.write_text(metrics(6) + '{"step": 7, "half')
     assert mirror_to(mlflow, store, project, "two") == Wrote(metrics=4)
+    with monkeypatch.context() as quiet:
+        quiet.setattr(MlflowServer, "log", None)  # without news it is not even asked
+        assert mirror_to(mlflow, store, project, "two").nothing
     (shown,) = mlflow.runs("two")
     assert shown["info"]["status"] == "RUNNING"
     assert mlflow.history(shown["info"]["run_id"], "train/loss") == [(i, i) for i in range(1, 7)]
@@ -405,6 +412,12 @@ def test_a_run_grows_while_it_runs_and_what_a_resume_cut_off_goes(
     assert tags(again["data"])["plaudit.error"] == "No space left."
     assert mlflow.history(again["info"]["run_id"], "train/loss") == [(1, 1), (2, 2), (3, 13), (4, 14), (5, 15)]
     assert mirror_to(mlflow, store, project, "two").nothing
+    # Another worker had made the same run at once: one of them goes.
+    twin = [{"key": "plaudit.id", "value": run.id}]
+    mlflow.post("runs/create", experiment_id=again["info"]["experiment_id"], tags=twin)
+    mirror_to(mlflow, store, project, "two")
+    (left,) = mlflow.runs("two")
+    assert len(mlflow.history(left["info"]["run_id"], "train/loss")) == 5
 
 
 @pytest.mark.slow
@@ -438,16 +451,17 @@ def test_killed_in_the_middle_and_started_again_it_is_filled_up_without_doubles(
 
 @pytest.mark.slow
 def test_one_run_that_cannot_be_shown_does_not_keep_the_others_back(
-    store: Store, project: Project, tmp_path: Path, mlflow: Mlflow
+    store: Store, project: Project, tmp_path: Path, mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = add_run(store, tmp_path / "a", "ppo", 1, RunState.RUNNING)
     file = Path(str(broken.folder)) / "metrics.jsonl"
     file.write_text("not json\n")
     add_checkpoint(store, tmp_path / "b", CheckpointKind.REWARD)
+    monkeypatch.setattr(mirror, "SMALL_BYTES", len("# A reward"))  # the manifest does not fit
     wrote = mirror_to(mlflow, store, project, "four")
     (said,) = wrote.problems
     assert broken.id in said
-    assert (wrote.runs, wrote.versions) == (1, 1)
+    assert (wrote.runs, wrote.versions, wrote.files) == (1, 1, 2)
     file.write_text(metrics(1))
     assert mirror_to(mlflow, store, project, "four") == Wrote(runs=1, metrics=2), "tried again, with success"
     with MlflowServer(mlflow.url) as server:

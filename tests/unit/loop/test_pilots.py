@@ -173,8 +173,19 @@ def test_the_store_says_who_is_kept_on_what(store: Store, project: Project) -> N
         Scope(PRO, kept=Kept(LIVE, pros), segment=PRO.segment),
     )
     assert not config.one_release
+    # A segment that is served by everybody's Release shares its holdout: its experiment deals neither side.
+    store.add(replace(CANARY, segment="lang=fr"), replace(RUNNING, id="exp_3"))
+    french = next(one for one in serving.serving_config(store, P).narrower if one.segment == "lang=fr")
+    assert (french.kept, french.candidate and french.candidate.id) == (Kept(before, everybody), CANARY.id)
+    store.add(*(replace(PRO, id=f"rel_{zone}", segment=f"zone={zone}") for zone in "ecadb"))
+    of_one = [one.segment for one in serving.serving_config(store, P).narrower if "," not in one.segment]
+    assert of_one == [
+        "lang=fr",
+        "plan=pro",
+        *(f"zone={zone}" for zone in "abcde"),
+    ]  # all gateways agree on a user of several
     with pytest.raises(Conflict, match="holds nobody out"):
         experiment.end_holdout(store, P, experiment.end_holdout(store, P, pros.id, "op", NOW).id, "op", NOW)
-    assert serving.serving_config(store, P).narrower[1].kept is None
+    assert all(one.kept is None for one in serving.serving_config(store, P).narrower if one.segment == "plan=pro")
     store.change(Release, before.id, state=ReleaseState.ROLLED_BACK)
     assert serving.serving_config(store, P).kept is None

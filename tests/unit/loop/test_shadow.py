@@ -39,6 +39,7 @@ def test_figures_are_of_the_same_requests_on_both_sides(
         answer = Answer("m", (Choice(text, "stop"),), 3, 4)
         store.add(shadow.answered(live, turn.id, answer, latency, NOW))
     store.add(shadow.answered(live, turns[0].id, None, 1.0, NOW))  # the model server was away
+    assert shadow.answered(live, turns[0].id, Answer("m", (), 3, 0), 1.0, NOW).status == CompletionStatus.ERROR
     found = shadow.figures(store, project.id, live.id)
     assert (found["n"], found["figures"]["errors"]["n"]) == (5, 4)
     assert {name: (one["shadow"], one["live"], one["n"]) for name, one in found["figures"].items()} == {

@@ -29,6 +29,12 @@ def test_each_kind_ends_as_it_should_and_the_reward_is_not_believed() -> None:
     assert trials(2, 5) == trials(2, 5)
 
 
+def test_users_who_like_it_less_leave_also_those_who_never_say_so() -> None:
+    silent = Crowd(feedback_rate=0.005)
+    found = traffic.trials(silent, {"x": Change(-0.35)}, Rules(), (0.5,), 2, 2000, 4, 0)["changes"]["x"]
+    assert found["verdicts"]["roll_back"]["mean"] == 1.0
+
+
 def test_pictures_say_that_all_of_it_is_simulated() -> None:
     found = traffic.pictures(played(2, 5))
     assert set(found) == {"verdicts", "users"}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 
@@ -41,6 +44,30 @@ def test_clusters_are_covered_and_single_values_would_not_be():
         covered["single"] += not auc(value, good).excludes(0.5)
     assert 0.91 <= covered["clusters"] / 400 <= 0.975
     assert covered["single"] / 400 < 0.7
+
+
+def test_few_clusters_give_obuchowskis_variance():
+    """By the formula, pair by pair; with four clusters its corrections for few of them are far from one."""
+    values = [3.0, 1.0, 2.0, 2.0, 5.0, 0.0, 4.0, 2.5]
+    good = [True, False, True, False, True, False, True, False]
+    cluster = [0, 0, 0, 1, 1, 2, 2, 3]
+    above = {
+        (i, j): (values[i] > values[j]) + (values[i] == values[j]) / 2
+        for i in range(8)
+        for j in range(8)
+        if good[i] and not good[j]
+    }
+    mean = sum(above.values()) / 16
+    ups, downs = [0.0] * 4, [0.0] * 4  # each cluster's sums of V10 - mean and V01 - mean
+    for i in range(8):
+        share = sum(v for pair, v in above.items() if i in pair) / 4 - mean
+        (ups if good[i] else downs)[cluster[i]] += share
+    # Three clusters hold a good one, all four a bad one.
+    variance = 3 / 2 * sum(u * u for u in ups) / 16 + 4 / 3 * sum(d * d for d in downs) / 16
+    variance += 2 * 4 / 3 * sum(u * d for u, d in zip(ups, downs, strict=True)) / 16
+    found = auc(values, good, cluster, confidence=0.2)  # so narrow that nothing is cut at 0 or 1
+    assert found.mean == pytest.approx(mean)
+    assert found.high - found.mean == pytest.approx(NormalDist().inv_cdf(0.6) * math.sqrt(variance))
 
 
 def test_one_cluster_of_a_kind_is_no_spread():

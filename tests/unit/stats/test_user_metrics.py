@@ -83,6 +83,7 @@ def test_cuped_leaves_new_users_alone(rng):
     values = np.array([1.0, 2.0, 3.0, 7.0])
     assert user_metrics.cuped(values, before) == pytest.approx([2.0, 2.0, 2.0, 7.0])
     assert user_metrics.cuped(values, np.full(4, np.nan)).tolist() == values.tolist()
+    assert user_metrics.cuped(values, np.full(4, 3.0)).tolist() == values.tolist()  # a past that tells nobody apart
 
 
 def test_winsorise_cuts_both_ends_of_all_arms_together():

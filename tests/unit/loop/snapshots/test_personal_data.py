@@ -82,3 +82,11 @@ def test_a_finder_of_ones_own_takes_part() -> None:
 def test_unknown_kinds_and_treatments_are_refused(asked: dict[str, str]) -> None:
     with pytest.raises(BadInput, match=r"mail|hide"):
         rules(asked)
+
+
+def test_one_text_that_must_go_takes_its_row_with_it() -> None:
+    made = rules({"iban": "drop", "email": "redact"})
+    texts = ("DE89 3704 0044 0532 0130 00", "ada@b.example")
+    row = {"messages": tuple({"role": "user", "content": text} for text in texts)}
+    ((_, found, drop),) = screen_rows(made, [row])
+    assert (dict(found), drop) == ({"iban": 1, "email": 1}, True)
