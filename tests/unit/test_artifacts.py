@@ -70,6 +70,8 @@ def test_the_short_way_to_canonical_bytes_leads_to_the_same(
     columns = artifacts.Columns.of(artifacts.PreferenceRow)
     assert artifacts.conversation(messages).encode() == artifacts.canonical(list(messages))
     assert columns.line(columns.cells(row)) == artifacts.canonical(artifacts.asdict(row))
+    texts = [str(one.get("content")) for one in messages]
+    assert artifacts.sha256_of_texts(texts) == artifacts.sha256_of(texts)
     with pytest.raises(ValueError, match="Out of range"):
         columns.line(columns.cells(replace(row, weight=float("inf"))))
 

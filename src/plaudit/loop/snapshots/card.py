@@ -6,7 +6,7 @@ It holds counts only, never a text that somebody wrote.
 from __future__ import annotations
 
 import html
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,18 +33,19 @@ class Section:
 
 def figures(kept: Iterable[Candidate]) -> dict[str, dict[str, int]]:
     """What the card shows beside the manifest: counts by name, of rows and of families."""
-    sources: Counter[str] = Counter()
+    sources: Counter[tuple[str, str]] = Counter()
     slices: Counter[str] = Counter()
     chars: Counter[int] = Counter()
     certain: Counter[int] = Counter()
     margins: Counter[int] = Counter()
-    families: dict[str, set[str]] = {}
+    families: dict[str, set[str]] = defaultdict(set)
     users: Counter[str] = Counter()
     for one in kept:
-        sources[f"{one.table}: {one.method or one.source or 'sent by users'}"] += 1
+        sources[one.table, one.method or one.source] += 1
         slices[one.slice] += 1
-        families.setdefault(one.split, set()).add(one.family)
-        users.update([one.actor] if one.actor else [])
+        families[one.split].add(one.family)
+        if one.actor:
+            users[one.actor] += 1
         if one.n_chars:
             chars[one.n_chars.bit_length()] += 1
         if one.table == "preferences":
@@ -53,7 +54,7 @@ def figures(kept: Iterable[Candidate]) -> dict[str, dict[str, int]]:
             margins[min(3, int(one.margin * 4))] += 1
     bounds = {size: f"{2 ** (size - 1)} to {2**size - 1} characters" for size in chars}
     return {
-        "sources": dict(sorted(sources.items())),
+        "sources": dict(sorted((f"{table}: {made or 'sent by users'}", n) for (table, made), n in sources.items())),
         "slices": {name or "(none named)": n for name, n in sorted(slices.items())},
         "chars": {bounds[size]: chars[size] for size in sorted(chars)},
         "probability": {f"{0.5 + at / 20:.2f} to {0.55 + at / 20:.2f}": certain[at] for at in sorted(certain)},
