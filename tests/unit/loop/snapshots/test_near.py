@@ -14,6 +14,8 @@ def test_shingles_are_runs_of_three_words_without_case_and_signs() -> None:
     assert shingles("The cat, the CAT sat") == ["the cat the", "cat the cat", "the cat sat"]
     assert shingles("Hello you!") == ["hello you"]
     assert shingles("") == [""]
+    assert shingles("ÄRGER am Straßenrand gut") == shingles("ärger AM strassenrand Gut")
+    assert shingles("a b c d", "chosen ") == ["chosen a b c", "chosen b c d"]
 
 
 def mixed(share: float, rng: random.Random, n: int = 400) -> tuple[list[str], list[str], float]:
