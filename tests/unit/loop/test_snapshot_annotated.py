@@ -134,14 +134,15 @@ def test_the_mean_of_ratings_is_a_thumb_unless_it_is_the_middle(
 def test_how_much_better_people_said_is_kept_where_it_is_asked_for(
     store: Store, project: Project, chat: Chat, now: datetime, tmp_path: Path
 ) -> None:
-    """Votes of two people each: (side, strength), a side of None is a tie."""
-    votes: list[tuple[tuple[int | None, int | None], tuple[int | None, int | None]]] = [
-        ((0, 3), (0, 1)), ((0, 3), (0, None)), ((0, 3), (None, None)), ((0, None), (0, None)), ((0, 1), (1, 3))
+    """Votes of three people each: (side, strength), a side of None is a tie; the third says how much only in the last."""
+    votes: list[list[tuple[int | None, int | None]]] = [
+        [(0, 3), (0, 1)], [(0, 3), (0, None)], [(0, 3), (None, None)], [(0, None), (0, None)], [(0, 1), (1, 3)]
     ]  # fmt: skip
+    votes = [[*said, (0, 1 if number == 4 else None)] for number, said in enumerate(votes)]
     talks = [chat(f"Question {number}?", (f"Yes {number}.",)) for number in range(len(votes))]
     extra = {one.id: [ResponseText("Hm.")] for one in talks}
-    planning.plan_comparisons(store, project.id, talks, extra, model="m", batch="b", overlap=2, now=now)
-    for voter, who in enumerate(("ann", "bob")):
+    planning.plan_comparisons(store, project.id, talks, extra, model="m", batch="b", overlap=3, now=now)
+    for voter, who in enumerate(("ann", "bob", "cid")):
         person = govern.person(store, project.id, who, now).id
         while (loan := annotate.lend(store, project.id, person, 60, now)) is not None:
             number = next(n for n, one in enumerate(talks) if one.id == loan.comparison.interaction_id)
@@ -157,12 +158,9 @@ def test_how_much_better_people_said_is_kept_where_it_is_asked_for(
     assert "margins" not in plain.manifest.body["config"]["curation"], "the id is what it was"
     _, made = freeze(store, project.id, tmp_path, now=now, curation=Curation(margins=True))
     number_of = {one.preference_id: int(one.messages[0]["content"][9]) for one in made.preferences()}
-    chosen = {number_of[one.preference_id]: one.chosen for one in made.preferences()}
     found = {number_of[id]: margin for id, margin in made.margins().items()}
-    assert {n: found.get(n) for n in range(4)} == {0: 0.666667, 1: 1.0, 2: 0.5, 3: None}
-    assert found[4] == (0.333333 if chosen[4] == "Hm." else 0.0), (
-        "votes for the other side are taken off, never below 0"
-    )
+    # Of the last, votes for the other side are taken off, and never below 0.
+    assert found == {0: 0.666667, 1: 1.0, 2: 0.5, 4: 0.0}
     card = (made.folder / "card.md").read_text()
     assert "| 1.00 to 1.25 |" not in card
     assert "| 0.75 to 1.00 | 1 |" in card

@@ -79,6 +79,8 @@ def test_a_finder_of_ones_own_takes_part() -> None:
     own = {"name": lambda text: [(text.index("Ada"), text.index("Ada") + 3)] if "Ada" in text else []}
     (one,) = screen(rules({"name": "redact", "email": "redact"}, own), ["Ada is ada@example.org"])
     assert one.text == "[name] is [email]"
+    (one,) = screen(rules({"email": "redact"}, {"email": lambda text: [(0, 3)]}), ["Ada at home"])
+    assert one.text == "[email] at home"  # instead of ours of that name, and of its hint
     over = {"name": lambda text: [(5, 8), (0, 10), (2, 4), (12, 13)]}  # spans within one another, in any order
     (one,) = screen(rules({"name": "redact"}, over), ["Ada Lovelace!?"])
     assert one.text == "[name]ce[name]?"
