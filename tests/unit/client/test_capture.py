@@ -74,6 +74,21 @@ def test_what_is_said_goes_out_in_order_and_in_batches() -> None:
     capture.close()
 
 
+def test_what_waits_is_as_it_was_said_and_goes_in_pieces_that_the_service_takes(monkeypatch) -> None:
+    monkeypatch.setattr(outbox, "MAX_BATCH_BYTES", 500)
+    service = Service()
+    capture = service.capture(interval_s=30)
+    messages = [dict(MESSAGES[0])]
+    capture.log(messages, ["a"])
+    messages[0]["content"] = "the host goes on with its own list"
+    for _ in range(3):
+        capture.feedback.comment("int_1", "x" * 300)
+    assert capture.flush(10)
+    assert service.taken[0][1]["messages"] == MESSAGES
+    assert [len(json.loads(request.content)["items"]) for request in service.requests] == [1, 1, 1, 1]
+    capture.close()
+
+
 def test_a_full_batch_does_not_wait(monkeypatch) -> None:
     monkeypatch.setattr(outbox, "MAX_BATCH", 2)
     service = Service()
