@@ -6,7 +6,7 @@ config, so the same inputs give the same id on any machine, while the file hashe
 
     snapshot/    preferences.parquet  demonstrations.parquet  prompts.parquet  manifest.json
                  votes.parquet (where annotators voted)  thumbs.parquet (where users left thumbs)
-                 groups.parquet (where groups were asked for)
+                 groups.parquet margins.parquet (where they were asked for)
                  provenance.parquet (consent, licences and terms of every row)  card.md  card.html
     checkpoint/  adapter_model.safetensors adapter_config.json (PEFT) or model.safetensors, head.safetensors, card.md, manifest.json
     run/         config.json  metrics.jsonl  state/  checkpoint/
@@ -132,13 +132,28 @@ class GroupRow:
     groups: str  # JSON object: attribute -> its value, as text
 
 
+@dataclass(frozen=True)
+class MarginRow:
+    """How much better people said that the chosen response of a Preference is: what a reward model asks it to lead by."""
+
+    preference_id: str
+    margin: float  # score units, 0..1
+
+
 TABLES: dict[str, type] = {"preferences": PreferenceRow, "demonstrations": DemonstrationRow, "prompts": PromptRow}
 VOTES = "votes"  # a table beside them, where there are annotators
 THUMBS = "thumbs"  # and one where there are thumbs
 GROUPS = "groups"  # and one where groups were asked for
+MARGINS = "margins"  # and one where margins were asked for and somebody said how much better
 PROVENANCE = "provenance"  # and one beside all of them
 # Tables that a Snapshot without such rows does not have.
-OPTIONAL: dict[str, type] = {VOTES: VoteRow, THUMBS: ThumbRow, GROUPS: GroupRow, PROVENANCE: ProvenanceRow}
+OPTIONAL: dict[str, type] = {
+    VOTES: VoteRow,
+    THUMBS: ThumbRow,
+    GROUPS: GroupRow,
+    MARGINS: MarginRow,
+    PROVENANCE: ProvenanceRow,
+}
 
 
 @dataclass(frozen=True)
@@ -184,6 +199,11 @@ def conversation(messages: Iterable[Mapping[str, Any]]) -> str:
 def sha256_of(value: Any) -> str:
     """sha256 (hex) of a JSON-able value's canonical form."""
     return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def sha256_of_texts(texts: Iterable[str]) -> str:
+    """`sha256_of` of a list of texts, without the cost of starting the encoder: every question is hashed once."""
+    return hashlib.sha256(f"[{','.join(map(_quoted, texts))}]".encode()).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
@@ -416,6 +436,10 @@ class Snapshot:
             return {}
         return {row.row_id: json.loads(row.groups) for row in _read_table(self.folder, GROUPS, GroupRow)}
 
+    def margins(self) -> dict[str, float]:
+        """By Preference id; {} where none were asked for, or nobody said how much better."""
+        return {row.preference_id: row.margin for row in self.each(MARGINS)}
+
     def provenance(self) -> dict[str, ProvenanceRow]:
         """By row id."""
         return {row.row_id: row for row in self.each(PROVENANCE)}
@@ -432,6 +456,7 @@ def write_snapshot(
     thumbs: Iterable[ThumbRow | Cells] = (),
     provenance: Iterable[ProvenanceRow] = (),
     groups: Iterable[GroupRow] = (),
+    margins: Iterable[MarginRow] = (),
     pages: Mapping[str, str] | None = None,
 ) -> Snapshot:
     """Freeze rows into `parent/<id[:16]>`; returns the existing folder where the same rows and config were frozen before.
@@ -447,6 +472,7 @@ def write_snapshot(
         VOTES: votes,
         THUMBS: thumbs,
         GROUPS: groups,
+        MARGINS: margins,
         PROVENANCE: provenance,
     }
     with ExitStack() as opened:
@@ -603,7 +629,7 @@ def _write_table(folder: Path, name: str, rows: Iterable[Cells]) -> None:
 def _column_type(name: str) -> Any:
     import pyarrow as pa
 
-    if name in ("probability", "weight", "seconds"):
+    if name in ("probability", "weight", "seconds", "margin"):
         return pa.float64()
     return pa.bool_() if name == "up" or name.endswith("_finished") else pa.string()
 

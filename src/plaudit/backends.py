@@ -334,13 +334,11 @@ def complete_many(
     *,
     concurrency: int = 64,
     timeout_s: float = 600.0,
-    patience: int = 8,
     progress: Callable[[int], None] | None = None,
 ) -> list[Answer]:
     """Complete every request (bodies of chat completions), at most `concurrency` at a time; answers in the order of the requests.
 
-    A server that is full (429, 503) is asked again up to `patience` times after the pause it names. `progress` hears the number that are
-    done, in the calling thread. Raises UpstreamError for the first that fails for good; the others are cancelled.
+    A server that is full (429, 503) is asked again after the pause it names, for `timeout_s`. `progress` hears the number that are done, in the calling thread. Raises UpstreamError for the first that fails for good; the others are cancelled.
     """
 
     async def run() -> list[Answer]:
@@ -353,7 +351,7 @@ def complete_many(
             async def one(body: Json) -> Answer:
                 nonlocal done
                 async with gate:
-                    answer = protocol.read_answer(await _patiently(backend, body, patience))
+                    answer = protocol.read_answer(await _patiently(backend, body, timeout_s))
                 done += 1
                 if progress is not None:
                     progress(done)
@@ -370,15 +368,16 @@ def complete_many(
     return asyncio.run(run())
 
 
-async def _patiently(backend: Backend, body: Json, patience: int) -> Json:
-    for _ in range(patience):
+async def _patiently(backend: Backend, body: Json, patience_s: float) -> Json:
+    until = time.monotonic() + patience_s
+    while True:
         try:
             return await backend.complete(body)
         except UpstreamError as error:
-            if error.status not in (429, 503):
+            pause = error.retry_after_s or 1.0
+            if error.status not in (429, 503) or time.monotonic() + pause > until:
                 raise
-            await asyncio.sleep(error.retry_after_s or 1.0)
-    return await backend.complete(body)
+        await asyncio.sleep(pause)
 
 
 def sample(
@@ -394,7 +393,7 @@ def sample(
     """`n` responses of `model` (one for all, or one for each) to each conversation. `sampling`: temperature, max_tokens, seed, logprobs ... of
     the protocol.
 
-    A `seed` is the seed of the whole: request i gets `seed + i`.
+    At most `concurrency` responses are under way. A `seed` is the seed of the whole: request i gets `seed + i`.
     """
     seed = sampling.pop("seed", None)
     models = [model] * len(conversations) if isinstance(model, str) else model
@@ -403,7 +402,7 @@ def sample(
         | ({} if seed is None else {"seed": seed + place})
         for place, (name, messages) in enumerate(zip(models, conversations, strict=True))
     ]
-    return complete_many(url, requests, concurrency=concurrency, progress=progress)
+    return complete_many(url, requests, concurrency=max(1, concurrency // n), progress=progress)
 
 
 def load_adapter(url: str, name: str, path: str, timeout_s: float = 120.0) -> None:

@@ -70,6 +70,8 @@ def test_the_short_way_to_canonical_bytes_leads_to_the_same(
     columns = artifacts.Columns.of(artifacts.PreferenceRow)
     assert artifacts.conversation(messages).encode() == artifacts.canonical(list(messages))
     assert columns.line(columns.cells(row)) == artifacts.canonical(artifacts.asdict(row))
+    texts = [str(one.get("content")) for one in messages]
+    assert artifacts.sha256_of_texts(texts) == artifacts.sha256_of(texts)
     with pytest.raises(ValueError, match="Out of range"):
         columns.line(columns.cells(replace(row, weight=float("inf"))))
 
@@ -410,3 +412,21 @@ def test_groups_are_a_table_where_they_are_asked_for_and_else_change_nothing(tmp
     assert grouped.groups() == {"prf_1": {"plan": "free"}, "fbk_1": {"language": "de", "plan": "pro"}}
     assert grouped.manifest.id != plain.manifest.id
     assert grouped.preferences() == plain.preferences()
+
+
+def test_a_published_folder_is_whole_before_its_manifest_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.implementations.local import LocalFileSystem
+
+    put, sent = LocalFileSystem.put_file, []
+
+    def noted(self: LocalFileSystem, source: str, target: str, **options: object) -> None:
+        sent.append(Path(target).name)
+        put(self, source, target, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "put_file", noted)
+    frozen = artifacts.write_snapshot(tmp_path / "here", PREFERENCES[:1], [], [], {}, {})
+    artifacts.publish(frozen.folder, f"file://{tmp_path}/there")
+    assert sent[-1] == artifacts.MANIFEST
+    assert sorted(sent[:-1]) == sorted(frozen.manifest.files)

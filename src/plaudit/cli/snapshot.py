@@ -33,6 +33,8 @@ def curation_options(command: Command) -> Command:
             kind: dict[str, Any] = {"multiple": True, "metavar": "KIND=TREATMENT"}
         elif spec.name in ("languages", "without", "forbidden_models", "group_by"):
             kind = {"multiple": True}
+        elif spec.type == "bool":
+            kind = {"is_flag": True}
         elif spec.name == "contradictions":
             kind = {"type": click.Choice(["keep", "drop"]), "default": spec.default, "show_default": True}
         else:

@@ -24,6 +24,9 @@ from plaudit.formats.files import Rejected, read_items, written
 from plaudit.formats.records import LossReport, Record, forget, messages_of, number_of, pairs, pseudonym, text_of
 
 Kind = Literal["preference", "unpaired", "completion"]
+NO_MARGIN = (
+    "it has no margin: nobody said how much better its chosen answer is, or its Snapshot was frozen without --margins"
+)
 HELD = ("probability", "weight", "criterion", "annotator")
 OF_ONE = ("weight", "criterion", "annotator")  # what still means something of one answer of a pair
 
@@ -129,7 +132,7 @@ def write(
                     report.dropped["the prompt is a conversation, which has no form as one text"] += 1
                     continue
                 if margin and row.margin is None:
-                    report.dropped["it has no margin"] += 1
+                    report.dropped[NO_MARGIN] += 1
                     continue
                 kept = forget(row, (*HELD, "margin") if margin else HELD, report)
                 file.write(json.dumps(_line(kept, kind, conversational), ensure_ascii=False) + "\n")

@@ -55,7 +55,11 @@ def read_rows(config: RewardConfig) -> Rows:
         groups = {
             id: {f"group:{name}": value for name, value in said.items()} for id, said in snapshot.groups().items()
         }
-        rows = [in_group(row, groups.get(row.preference_id)) for row in snapshot.preferences()]
+        margins = snapshot.margins()
+        rows = [
+            as_told(row, groups.get(row.preference_id), margins.get(row.preference_id))
+            for row in snapshot.preferences()
+        ]
         votes = snapshot.votes()
         every = snapshot.thumbs()
         thumbs = [one for one in every if one.split == "train"] if thumb_weight(config) else []
@@ -100,9 +104,11 @@ def read_rows(config: RewardConfig) -> Rows:
     )
 
 
-def in_group(row: PreferenceRow, groups: Mapping[str, str] | None) -> PreferenceRow:
-    """A row with the slices that its Snapshot says of it, as rows of files have them."""
-    return row if groups is None else Pair(**vars(row), slices=groups)
+def as_told(row: PreferenceRow, groups: Mapping[str, str] | None, margin: float | None) -> PreferenceRow:
+    """A row with the slices and the margin that its Snapshot says of it, as rows of files have them."""
+    if groups is None and margin is None:
+        return row
+    return Pair(**vars(row), slices=groups or {}, margin=margin or 0.0)
 
 
 def thumb_weight(config: RewardConfig) -> float:

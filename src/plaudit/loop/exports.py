@@ -12,6 +12,7 @@ from plaudit.formats.records import Record
 def snapshot_records(folder: Path, split: str = "") -> Iterator[Record]:
     """Preferences, Demonstrations, then thumbs of a Snapshot (of one split, or all), verified first. Raises NotFound, Corrupt."""
     snapshot, only = open_snapshot(folder), split or None
+    margins = snapshot.margins()
     for row in snapshot.each("preferences", only):
         yield Record(
             id=row.preference_id,
@@ -20,6 +21,7 @@ def snapshot_records(folder: Path, split: str = "") -> Iterator[Record]:
             ranks=(1, 2),
             probability=row.probability,
             weight=row.weight,
+            margin=margins.get(row.preference_id),
             criterion=row.criterion,
             meta=_meta(row, chosen_cut_off=not row.chosen_finished, rejected_cut_off=not row.rejected_finished),
         )

@@ -68,11 +68,7 @@ def plan_comparisons(
     whose consent is `allowed` and whose answer was finished are asked about; an interaction already in this batch is left alone, so a
     repeated call adds only what is missing. `asking`: what is never asked about, and what nobody is to read.
     """
-    _check_overlap(overlap)
-    criteria = check_criteria(criteria)
-    skipped: Counter[str] = Counter()
-    found: Counter[str] = Counter()
-    made: list[Comparison] = []
+    criteria, made, skipped, found = _begun(overlap, criteria)
     with store.write() as tx:
         for interaction, shown, free_idx in _askable(tx, project_id, interactions, batch, asking, skipped):
             samples = extra.get(interaction.id, ())
@@ -111,7 +107,7 @@ def plan_comparisons(
                     overlap=overlap,
                     reason=reason,
                     batch=batch,
-                    criteria=tuple(criteria),
+                    criteria=criteria,
                     created_at=now,
                 )
                 tx.add(response, comparison)
@@ -131,11 +127,7 @@ def plan_ratings(
     now: datetime,
 ) -> Plan:
     """Training questions about one response each: how good is what the user was shown, on the project's scale? Else as `plan_comparisons`."""
-    _check_overlap(overlap)
-    criteria = check_criteria(criteria)
-    skipped: Counter[str] = Counter()
-    found: Counter[str] = Counter()
-    made: list[Comparison] = []
+    criteria, made, skipped, found = _begun(overlap, criteria)
     with store.write() as tx:
         for interaction, shown, next_idx in _askable(tx, project_id, interactions, batch, asking, skipped):
             read = screen(asking, interaction.messages, (shown.text,))
@@ -155,12 +147,21 @@ def plan_ratings(
                 response_ids=(response.id,),
                 overlap=overlap,
                 batch=batch,
-                criteria=tuple(criteria),
+                criteria=criteria,
                 created_at=now,
             )
             tx.add(comparison)
             made.append(comparison)
     return Plan(tuple(made), dict(skipped), dict(found))
+
+
+def _begun(
+    overlap: int, criteria: Sequence[str]
+) -> tuple[tuple[str, ...], list[Comparison], Counter[str], Counter[str]]:
+    """What a plan of training questions starts from: the checked criteria, and of its `Plan` comparisons, skipped and found, still empty.
+    Raises BadInput."""
+    _check_overlap(overlap)
+    return check_criteria(criteria), [], Counter(), Counter()
 
 
 def check_criteria(criteria: Sequence[str]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-from plaudit.artifacts import sha256_of
+from plaudit.artifacts import sha256_of, sha256_of_texts
 from plaudit.domain import Message
 
 
@@ -25,7 +25,7 @@ def default_family(messages: Sequence[Message]) -> str:
 
 def question_sha256(messages: Sequence[Message]) -> str:
     """Hash of everything the user said, in order, without case, width and spacing; system prompts and answers do not matter."""
-    return sha256_of(_asked(messages))
+    return sha256_of_texts(_asked(messages))
 
 
 def _asked(messages: Sequence[Message]) -> list[str]:

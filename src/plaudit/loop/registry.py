@@ -8,7 +8,7 @@ canary, and each moves only with a Release, which needs its gate, its approvals 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,20 +133,50 @@ def lineage(store: Store, project_id: str, name: str, rows: bool = False, read: 
     """What a version rests on, itself first: releases, approvals, evaluations, runs, Snapshots, and of each Snapshot its Preferences and their
     Annotations, as counts or (`rows`) one by one; without `read` no Snapshot's folder is opened, as a page wants it. Raises NotFound."""
     top = version(store, project_id, name)
+    return _below(
+        _ledger(store, project_id), top, lambda record: _snapshot(store, record, rows) if read else [_closed(record)]
+    )
+
+
+def lineages(store: Store, project_id: str) -> list[list[Node]]:
+    """Of every version what `lineage` says without opening a folder, oldest first, the store read once for all of them."""
+    known = _ledger(store, project_id)
+    return [_below(known, top, lambda record: [_closed(record)]) for top in versions(store, project_id)]
+
+
+@dataclass(frozen=True)
+class _Ledger:
+    """What the lineage of any version of a project is told from."""
+
+    checkpoints: list[Checkpoint]
+    snapshots: list[SnapshotRecord]
+    runs: dict[str, Run]
+    approvals: list[Approval]
+    evaluations: list[Evaluation]
+
+
+def _ledger(store: Store, project_id: str) -> _Ledger:
     with store.read() as tx:
-        checkpoints = tx.find(Checkpoint, project_id=project_id)
-        snapshots = tx.find(SnapshotRecord, project_id=project_id)
-        runs = {one.id: one for one in tx.find(Run, project_id=project_id)}
-        approvals = tx.find(Approval, project_id=project_id)
-        evaluations = tx.find(Evaluation, project_id=project_id, checkpoint_id=top.checkpoint.id)
+        return _Ledger(
+            tx.find(Checkpoint, project_id=project_id),
+            tx.find(SnapshotRecord, project_id=project_id),
+            {one.id: one for one in tx.find(Run, project_id=project_id)},
+            tx.find(Approval, project_id=project_id),
+            tx.find(Evaluation, project_id=project_id),
+        )
+
+
+def _below(known: _Ledger, top: Version, told: Callable[[SnapshotRecord], list[Node]]) -> list[Node]:
+    """`told`: a Snapshot with what it rests on."""
+    evaluations = [one for one in known.evaluations if one.checkpoint_id == top.checkpoint.id]
     nodes: list[Node] = []
     for release in top.releases:
-        given = tuple(one.id for one in approvals if one.release_id == release.id)
+        given = tuple(one.id for one in known.approvals if one.release_id == release.id)
         state = {"state": str(release.state), "model": release.model}
         nodes.append(Node(release.id, "release", state, (top.checkpoint.id, *given, *(e.id for e in evaluations))))
         nodes += [
             Node(one.id, "approval", {"stage": one.stage, "person": one.person, "decision": str(one.decision)}, ())
-            for one in approvals
+            for one in known.approvals
             if one.id in given
         ]
     nodes += [Node(one.id, "evaluation", {"suite": one.suite, "gate": one.gate}, ()) for one in evaluations]
@@ -157,9 +187,9 @@ def lineage(store: Store, project_id: str, name: str, rows: bool = False, read: 
         if made.id in seen:
             continue
         seen.add(made.id)
-        run = runs.get(made.run_id or "")
-        parents = [one for one in checkpoints if one.id != made.id and _names(run, made, one)]
-        frozen = [one for one in snapshots if _names(run, made, one)]
+        run = known.runs.get(made.run_id or "")
+        parents = [one for one in known.checkpoints if one.id != made.id and _names(run, made, one)]
+        frozen = [one for one in known.snapshots if _names(run, made, one)]
         facts = {"kind": str(made.kind), "sha256": made.sha256, "base": made.base}
         below = (*(one.id for one in parents), *(one.id for one in frozen))
         nodes.append(Node(made.id, "checkpoint", facts, (run.id, *below) if run else below))
@@ -168,8 +198,7 @@ def lineage(store: Store, project_id: str, name: str, rows: bool = False, read: 
         for record in frozen:
             if record.id not in seen:
                 seen.add(record.id)
-                told: Json = {"sha256": record.sha256, "lineage": record.lineage}
-                nodes += _snapshot(store, record, rows) if read else [Node(record.id, "snapshot", told, ())]
+                nodes += told(record)
         waiting += parents
     return nodes
 
@@ -187,9 +216,14 @@ def given(run: Run, other: Checkpoint | SnapshotRecord) -> bool:
     return any(json.dumps(name) in said for name in (other.id, other.folder, other.sha256))
 
 
+def _closed(record: SnapshotRecord) -> Node:
+    """A Snapshot as its record tells it."""
+    return Node(record.id, "snapshot", {"sha256": record.sha256, "lineage": record.lineage}, ())
+
+
 def _snapshot(store: Store, record: SnapshotRecord, rows: bool) -> list[Node]:
     """A Snapshot, and the Annotations that its Preferences were concluded from. Its folder is read as it is; `verify` checks it."""
-    facts: Json = {"sha256": record.sha256, "lineage": record.lineage}
+    facts = _closed(record).facts
     if record.purged_at is not None:
         return [Node(record.id, "snapshot", {**facts, "purged": True}, ())]
     try:
@@ -203,7 +237,7 @@ def _snapshot(store: Store, record: SnapshotRecord, rows: bool) -> list[Node]:
     by_question: dict[str, list[Annotation]] = {}
     for one in said:
         by_question.setdefault(one.comparison_id, []).append(one)
-    facts |= {
+    facts = facts | {
         "n_preferences": len(kept),
         "n_comparisons": len(asked),
         "n_annotations": len(said),

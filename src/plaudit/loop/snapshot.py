@@ -11,16 +11,27 @@ of Preferences is bounded by the disk.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from plaudit.artifacts import THUMBS, GroupRow, ProvenanceRow, Snapshot, VoteRow, canonical, sha256_of, write_snapshot
+from plaudit.artifacts import (
+    THUMBS,
+    GroupRow,
+    MarginRow,
+    ProvenanceRow,
+    Snapshot,
+    VoteRow,
+    canonical,
+    sha256_of,
+    write_snapshot,
+)
 from plaudit.domain import (
     Feedback,
     FeedbackKind,
@@ -57,6 +68,7 @@ THUMB, RATING = "thumb", "rating"  # the sources of thumbs: a user's, and what a
 CUT_OFF = "length"  # the finish reason of an answer that met its token limit
 IMPORTED = "import"  # attribute of an Interaction that came with an import, which it names
 MAX_GROUPS = 50  # values of an attribute beyond which it is no group but an identifier
+STRONGEST = 3  # of a vote's strength: a margin of 1, as Touvron et al. 2023, A.3.3, scale theirs ("small")
 UNCHOSEN = frozenset({"random", "import"})  # reasons to ask that are no active selection
 PREFERENCES, DEMONSTRATIONS, PROMPTS = "preferences", "demonstrations", "prompts"
 
@@ -106,6 +118,8 @@ def freeze(
             rights = licences.rights(tx, project_id, base_licence)
             held = [*canaries, *_suite_prompts()]
             facts = _gather(tx, project_id, pool, conclusions, held, rights, seed, fractions)
+            if curation.margins:
+                _set_margins(tx, project_id, pool)
             filters = {name: n for name, n in sorted(pool.tally.removed.items()) if n}
             if next(pool.kept(), None) is None:
                 reasons = [f"{name}: {n} removed" for name, n in filters.items()]
@@ -142,6 +156,7 @@ def freeze(
                 thumbs=pool.rows(THUMBS),
                 provenance=_provenance(pool, rights),
                 groups=_groups(pool),
+                margins=(MarginRow(one.id, one.margin) for one in pool.kept(PREFERENCES) if one.margin is not None),
                 pages=card.pages(body, config, card.figures(pool.kept())),
             )
     return _register(store, project_id, snapshot, {**counts, "filters": filters}, lineage, now), snapshot
@@ -477,7 +492,30 @@ def _against_preference(one: sources.Evidence, standing: Container[str]) -> str 
 
 
 def _single_votes(tx: Transaction, project_id: str, pool: Pool) -> Iterator[VoteRow]:
-    """Who said what about the Preferences that were admitted, so consent and purpose are theirs. "Both bad" and skips are no votes."""
+    """Who said what."""
+    for about, vote, choice in _votes(tx, project_id, pool):
+        who = sha256_of([project_id, vote.annotator_id])[:12]
+        yield VoteRow(about.id, vote.comparison_id, f"annotator-{who}", choice, vote.seconds)
+
+
+def _set_margins(tx: Transaction, project_id: str, pool: Pool) -> None:
+    """Of each Preference about which somebody said how much better: the mean of what the votes say for chosen less what they say for
+    rejected, at least 0. A tie says 0, and a vote without a strength says nothing."""
+    said: dict[str, list[float]] = defaultdict(list)
+    about_strength: dict[str, Candidate] = {}
+    for about, vote, choice in _votes(tx, project_id, pool):
+        if choice == "tie":
+            said[about.id].append(0.0)
+        elif vote.strength is not None:
+            about_strength[about.id] = about
+            said[about.id].append(vote.strength / STRONGEST * (1 if choice == "chosen" else -1))
+    for id, about in about_strength.items():
+        about.margin = round(max(0.0, fmean(said[id])), 6)
+
+
+def _votes(tx: Transaction, project_id: str, pool: Pool) -> Iterator[tuple[Candidate, sources.Cast, str]]:
+    """Single votes (chosen, rejected or tie) about the Preferences that were admitted, so consent and purpose are theirs. "Both bad" and
+    skips are no votes."""
     of = {one.group: one for one in pool.kept(PREFERENCES) if one.group is not None}
     for vote in sources.cast(tx, project_id) if of else ():
         about = of.get((vote.comparison_id, vote.criterion))
@@ -486,8 +524,7 @@ def _single_votes(tx: Transaction, project_id: str, pool: Pool) -> Iterator[Vote
         names = dict(zip(about.sides, ("chosen", "rejected"), strict=True))
         choice = "tie" if vote.verdict is Verdict.TIE else names.get(vote.choice or "")
         if choice is not None:
-            who = sha256_of([project_id, vote.annotator_id])[:12]
-            yield VoteRow(about.id, vote.comparison_id, f"annotator-{who}", choice, vote.seconds)
+            yield about, vote, choice
 
 
 # --- edits and choices -------------------------------------------------------------------------------------------------------

@@ -98,6 +98,7 @@ class Cast:
     annotator_id: str
     verdict: Verdict
     choice: str | None
+    strength: int | None  # 1..3, where they said how much better
     seconds: float
 
 

@@ -74,6 +74,25 @@ def test_what_is_said_goes_out_in_order_and_in_batches() -> None:
     capture.close()
 
 
+def test_what_waits_is_as_it_was_said_and_goes_in_pieces_that_the_service_takes(monkeypatch) -> None:
+    monkeypatch.setattr(outbox, "MAX_BATCH_BYTES", 500)
+    service = Service()
+    capture = service.capture(interval_s=30)
+    messages = [dict(MESSAGES[0])]
+    capture.log(messages, ["a"])
+    messages[0]["content"] = "the host goes on with its own list"
+    for _ in range(3):
+        capture.feedback.comment("int_1", "x" * 300)
+    assert capture.flush(10)
+    assert service.taken[0][1]["messages"] == MESSAGES
+    monkeypatch.setattr(outbox, "MAX_ID_MAP", 1)
+    newer = capture.log(MESSAGES, ["b"])
+    assert capture.flush(10)
+    assert list(capture.outbox._ids) == [newer]  # which ids became which is not kept for ever
+    assert [len(json.loads(request.content)["items"]) for request in service.requests] == [1, 1, 1, 1, 1]
+    capture.close()
+
+
 def test_a_full_batch_does_not_wait(monkeypatch) -> None:
     monkeypatch.setattr(outbox, "MAX_BATCH", 2)
     service = Service()
@@ -147,6 +166,19 @@ def test_the_memory_has_an_end_and_the_host_sees_nothing_of_it() -> None:
     capture.feedback.thumb("int_1", up=True)  # also after its end
     assert capture.outbox.n_waiting == 0
     stuck.set()
+
+
+def test_a_service_that_is_full_says_how_long_to_wait_and_the_host_hears_of_it_once(caplog) -> None:
+    def full(status: int) -> httpx.MockTransport:
+        return httpx.MockTransport(lambda request: httpx.Response(status, headers={"retry-after": "7"}))
+
+    for status, pause in ((503, 7.0), (429, 7.0), (500, outbox.FIRST_PAUSE_S)):
+        capture = Capture("http://service", "plk_1", transport=full(status))
+        caplog.clear()
+        for _ in range(3):
+            assert capture.outbox._send([outbox._Item(outbox.FEEDBACK, {}, 2)]) == (0, pause)
+        assert len(caplog.records) == 1  # at most once a minute
+        capture.close()
 
 
 @pytest.mark.parametrize("bad", [{1, 2}, object(), b"bytes"])

@@ -91,7 +91,13 @@ def test_a_log_is_sent_again_with_its_key(monkeypatch, fault) -> None:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "repeated"), [(httpx.ReadTimeout("slow"), False), (httpx.ConnectError("gone"), True)]
+    ("outcome", "repeated"),
+    [
+        (httpx.ReadTimeout("slow"), False),
+        (httpx.ConnectError("gone"), True),
+        (httpx.ConnectTimeout("gone"), True),
+        (httpx.PoolTimeout("full"), True),
+    ],
 )
 def test_what_must_not_act_twice_is_repeated_only_where_it_cannot_have_arrived(outcome, repeated) -> None:
     if repeated:
@@ -177,3 +183,22 @@ def test_the_asynchronous_client_sends_the_same_and_tries_again(monkeypatch) -> 
     assert pauses == [0.2]
     assert script.requests[0].content == script.requests[1].content
     assert {request.headers["authorization"] for request in script.requests} == {"Bearer plk_1"}
+
+
+def test_what_may_have_acted_is_not_done_twice_and_no_pause_is_endless() -> None:
+    failed, refused = httpx.Response(500), httpx.Response(503)
+    assert wire.pause_s(failed, 0, 3, True, "http://service") == wire.FIRST_PAUSE_S
+    with pytest.raises(errors.PlauditError):
+        wire.pause_s(failed, 0, 3, False, "http://service")
+    assert wire.pause_s(refused, 0, 3, False, "http://service") == 1.0  # it says that it did nothing
+    for outcome in (failed, refused, httpx.ConnectError("gone")):
+        assert wire.pause_s(outcome, 30, 99, True, "http://service") == wire.LONGEST_PAUSE_S
+
+
+def test_an_error_keeps_its_reasons_and_how_long_to_wait() -> None:
+    def told(code: str) -> errors.PlauditError:
+        body = {"error": {"code": code, "message": "no", "reasons": ["too few"]}}
+        return wire.error_of(httpx.Response(400, json=body, headers={"retry-after": "7"}))
+
+    assert told("refused").reasons == ("too few",)
+    assert (told("rate_limited").retry_after_s, told("unavailable").retry_after_s) == (7.0, 7.0)

@@ -11,6 +11,7 @@ from plaudit.formats import argilla, ground_truth, hh, label_studio, labelbox, s
 from plaudit.formats.catalogue import reader, writer
 from plaudit.formats.files import Rejected
 from plaudit.formats.records import LossReport, Record, pairs, pseudonym
+from plaudit.formats.trl import NO_MARGIN
 
 
 def lines(path: Path, *rows: Any) -> Path:
@@ -128,7 +129,7 @@ def test_trl_margins_are_a_column_of_every_row_or_of_none(tmp_path: Path) -> Non
     ]
     report = writer("trl-margin")(rows, tmp_path / "m.jsonl")
     assert [json.loads(line)["margin"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == [1.0]
-    assert report.dropped == {"it has no margin": 1}
+    assert report.dropped == {NO_MARGIN: 1}
     report = writer("trl")(rows, tmp_path / "p.jsonl")
     assert not any("margin" in json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines())
     assert report.lost == {"margin": 1}

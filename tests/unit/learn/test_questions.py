@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 
-from plaudit.artifacts import PreferenceRow, write_snapshot
+from plaudit.artifacts import GroupRow, MarginRow, PreferenceRow, write_snapshot
 from plaudit.errors import BadInput, ConfigError
-from plaudit.learn import base_models, questions
+from plaudit.learn import base_models, questions, reward
 from plaudit.learn.configs import RewardConfig, from_dict
 from plaudit.learn.nets import Decoder
 from plaudit.learn.tokens import ChatTokenizer
@@ -174,3 +174,15 @@ def test_a_source_counts_what_the_config_says(tmp_path):
     ):
         with pytest.raises(ConfigError, match=word):
             config(**wrong)
+
+
+def test_a_margin_of_a_snapshot_is_what_chosen_is_asked_to_lead_by(tmp_path):
+    some = [row(0), row(1, "r"), row(2, "s")]
+    said, groups = [MarginRow("p1", 0.5), MarginRow("p2", 0.25)], [GroupRow("p2", '{"plan":"free"}')]
+    frozen = write_snapshot(tmp_path, some, [], [], {}, {}, margins=said, groups=groups)
+    rows = questions.read_rows(config(snapshot=str(frozen.folder)))
+    by_id = {one.preference_id: one for one in rows.train}
+    ordered = [by_id[f"p{i}"] for i in range(3)]
+    assert reward.Targets.of(config(), ordered, [], [0]).margin[:, 0].tolist() == [0.0, 0.5, 0.25]
+    assert reward.Targets.of(config(use_margins=False), ordered, [], [0]).margin[:, 0].tolist() == [0.0, 0.0, 0.0]
+    assert by_id["p2"].slices == {"group:plan": "free"}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from plaudit import artifacts
 from plaudit.domain import (
@@ -179,3 +180,23 @@ def test_what_was_purged_is_not_missed(store: Store, project: Project, made: Mad
     assert made.snapshot.id not in {one.id for one in registry.verify(store, project.id)}
     frozen = next(node for node in registry.lineage(store, project.id, "policy/1") if node.kind == "snapshot")
     assert frozen.facts["purged"] is True
+
+
+def test_the_lineages_of_all_are_those_of_each_and_cost_no_more_for_many(
+    store: Store, project: Project, made: Made, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+    sa.event.listen(store._engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+
+    def told() -> list[list[registry.Node]]:
+        asked.clear()
+        return registry.lineages(store, project.id)
+
+    names = [one.name for one in registry.versions(store, project.id)]
+    assert told() == [registry.lineage(store, project.id, name, read=False) for name in names]
+    told()
+    few = len(asked)
+    for _ in range(3):
+        checkpoint(store, tmp_path / "more", CheckpointKind.POLICY, {}, parent_id=made.policy.id)
+    assert len(told()) == len(names) + 3
+    assert len(asked) == few

@@ -8,10 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from plaudit.domain import Interaction, Preference, Project, Response, ResponseOrigin, ResponseText, TrainingUse
+from plaudit.domain import (
+    Annotation,
+    Interaction,
+    Preference,
+    Project,
+    Response,
+    ResponseOrigin,
+    ResponseText,
+    TrainingUse,
+)
+from plaudit.formats.catalogue import writer
+from plaudit.formats.trl import NO_MARGIN
 from plaudit.loop import annotate, govern, planning
 from plaudit.loop.asking import Asking
+from plaudit.loop.exports import snapshot_records
 from plaudit.loop.snapshot import freeze
+from plaudit.loop.snapshots.diff import diff
 from plaudit.loop.snapshots.pool import Curation
 from plaudit.store.database import Store
 
@@ -116,3 +129,51 @@ def test_the_mean_of_ratings_is_a_thumb_unless_it_is_the_middle(
     assert found == ([] if up is None else [(up, "rating", "Press the button.")])
     filters = record.counts["filters"]
     assert filters.get("thumbs: rated in the middle of the scale", 0) == (up is None)  # type: ignore[attr-defined]
+
+
+def test_how_much_better_people_said_is_kept_where_it_is_asked_for(
+    store: Store, project: Project, chat: Chat, now: datetime, tmp_path: Path
+) -> None:
+    """Votes of three people each: (side, strength), a side of None is a tie; the third says how much only in the last."""
+    votes: list[list[tuple[int | None, int | None]]] = [
+        [(0, 3), (0, 1)], [(0, 3), (0, None)], [(0, 3), (None, None)], [(0, None), (0, None)], [(0, 1), (1, 3)]
+    ]  # fmt: skip
+    votes = [[*said, (0, 1 if number == 4 else None)] for number, said in enumerate(votes)]
+    talks = [chat(f"Question {number}?", (f"Yes {number}.",)) for number in range(len(votes))]
+    extra = {one.id: [ResponseText("Hm.")] for one in talks}
+    planning.plan_comparisons(store, project.id, talks, extra, model="m", batch="b", overlap=3, now=now)
+    for voter, who in enumerate(("ann", "bob", "cid")):
+        person = govern.person(store, project.id, who, now).id
+        while (loan := annotate.lend(store, project.id, person, 60, now)) is not None:
+            number = next(n for n, one in enumerate(talks) if one.id == loan.comparison.interaction_id)
+            side, strength = votes[number][voter]
+            said = {"verdict": "tie"} if side is None else {
+                "verdict": "prefer", "choice": loan.comparison.response_ids[side]
+            }  # fmt: skip
+            body = {"lease_id": loan.lease.id, "seconds": 1.0, **said}
+            annotate.answer(store, project.id, person, body | ({"strength": strength} if strength else {}), now)
+    annotate.aggregate(store, project.id, method="majority", now=now)
+    _, plain = freeze(store, project.id, tmp_path, now=now)
+    assert plain.margins() == {}
+    assert "margins" not in plain.manifest.body["config"]["curation"], "the id is what it was"
+    _, made = freeze(store, project.id, tmp_path, now=now, curation=Curation(margins=True))
+    number_of = {one.preference_id: int(one.messages[0]["content"][9]) for one in made.preferences()}
+    found = {number_of[id]: margin for id, margin in made.margins().items()}
+    # Of the last, votes for the other side are taken off, and never below 0.
+    assert found == {0: 0.666667, 1: 1.0, 2: 0.5, 4: 0.0}
+    card = (made.folder / "card.md").read_text()
+    assert "| 1.00 to 1.25 |" not in card
+    assert "| 0.75 to 1.00 | 1 |" in card
+    changed = diff(plain, made).tables["preferences"]
+    assert (changed.came, changed.went, changed.changed) == (0, 0, 4)
+    rows = {one.id: one.margin for one in snapshot_records(made.folder) if one.ranks}
+    assert {id: margin for id, margin in rows.items() if margin is not None} == made.margins()
+    report = writer("trl-margin")(snapshot_records(made.folder), tmp_path / "margins.jsonl")
+    assert (report.n_written, report.dropped[NO_MARGIN]) == (4, 1)
+    assert writer("trl-margin")(snapshot_records(plain.folder), tmp_path / "none.jsonl").dropped[NO_MARGIN] == 5
+    for one in store.find(Annotation):
+        store.change(Annotation, one.id, strength=None)
+    _, none = freeze(store, project.id, tmp_path, now=now, curation=Curation(margins=True))
+    assert "margins.parquet" not in none.manifest.files
+    assert "Nobody said how much better" in (none.folder / "card.md").read_text()
+    assert "Nobody said how much better" not in card + (plain.folder / "card.md").read_text()

@@ -6,7 +6,7 @@ It holds counts only, never a text that somebody wrote.
 from __future__ import annotations
 
 import html
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,27 +33,32 @@ class Section:
 
 def figures(kept: Iterable[Candidate]) -> dict[str, dict[str, int]]:
     """What the card shows beside the manifest: counts by name, of rows and of families."""
-    sources: Counter[str] = Counter()
+    sources: Counter[tuple[str, str]] = Counter()
     slices: Counter[str] = Counter()
     chars: Counter[int] = Counter()
     certain: Counter[int] = Counter()
-    families: dict[str, set[str]] = {}
+    margins: Counter[int] = Counter()
+    families: dict[str, set[str]] = defaultdict(set)
     users: Counter[str] = Counter()
     for one in kept:
-        sources[f"{one.table}: {one.method or one.source or 'sent by users'}"] += 1
+        sources[one.table, one.method or one.source] += 1
         slices[one.slice] += 1
-        families.setdefault(one.split, set()).add(one.family)
-        users.update([one.actor] if one.actor else [])
+        families[one.split].add(one.family)
+        if one.actor:
+            users[one.actor] += 1
         if one.n_chars:
             chars[one.n_chars.bit_length()] += 1
         if one.table == "preferences":
             certain[min(9, int(one.probability * 20) - 10)] += 1
+        if one.margin is not None:
+            margins[min(3, int(one.margin * 4))] += 1
     bounds = {size: f"{2 ** (size - 1)} to {2**size - 1} characters" for size in chars}
     return {
-        "sources": dict(sorted(sources.items())),
+        "sources": dict(sorted((f"{table}: {made or 'sent by users'}", n) for (table, made), n in sources.items())),
         "slices": {name or "(none named)": n for name, n in sorted(slices.items())},
         "chars": {bounds[size]: chars[size] for size in sorted(chars)},
         "probability": {f"{0.5 + at / 20:.2f} to {0.55 + at / 20:.2f}": certain[at] for at in sorted(certain)},
+        "margins": {f"{at / 4:.2f} to {(at + 1) / 4:.2f}": margins[at] for at in sorted(margins)},
         "families": {split: len(names) for split, names in sorted(families.items())},
         "users": {"distinct users": len(users), "rows of the busiest": max(users.values(), default=0)},
     }
@@ -89,6 +94,9 @@ def known_gaps(body: Mapping[str, Any], config: Mapping[str, Any], shown: Mappin
         "Nothing says which rows active selection chose: there is no split evaluation.": not curation[
             "evaluation_fraction"
         ],
+        "Nobody said how much better: margins were asked for, and no Preference has one.": bool(
+            curation.get("margins") and not shown["margins"]
+        ),
         "There are no Preferences in valid or test to measure on.": not splits["valid"] + splits["test"],
         "Pairs of opposite Preferences about the same answers are in it.": bool(
             body["found"].get("contradictions") and curation["contradictions"] == "keep"
@@ -127,6 +135,11 @@ def _sections(body: Mapping[str, Any], shown: Mapping[str, Mapping[str, int]]) -
             "Certainty",
             "Preferences by the probability that chosen beats rejected.",
             list(shown["probability"].items()),
+        ),
+        Section(
+            "Margins",
+            "Preferences by how much better people said that chosen is, 1 at most.",
+            list(shown["margins"].items()),
         ),
         Section("Length", "Rows by the mean length of their answers.", list(shown["chars"].items())),
         Section("Rights", "Rows by licence and terms; provenance.parquet says it of each row.", _rights(lineage)),

@@ -99,15 +99,18 @@ def _shown(found: SnapshotDiff) -> tuple[str, str, list[Section], tuple[str, lis
 
 
 def _rows(snapshot: Snapshot, table: str) -> dict[str, tuple[str, bytes]]:
-    """id -> split and hash of the rest."""
+    """id -> split and hash of the rest, a Preference's margin with it."""
     if table in OPTIONAL and f"{table}.parquet" not in snapshot.manifest.files:
         return {}
     rows: Any = getattr(snapshot, table)()
     key = fields({**TABLES, **OPTIONAL}[table])[0].name
-    return {
-        getattr(row, key): (row.split, hashlib.sha256(canonical({**asdict(row), "split": ""})).digest()[:16])
-        for row in rows
-    }
+    margins = snapshot.margins() if table == "preferences" else {}
+    found = {}
+    for row in rows:
+        id = getattr(row, key)
+        said = {**asdict(row), "split": "", "margin": margins.get(id)}
+        found[id] = row.split, hashlib.sha256(canonical(said)).digest()[:16]
+    return found
 
 
 def _table(old: dict[str, tuple[str, bytes]], new: dict[str, tuple[str, bytes]]) -> TableDiff:

@@ -30,8 +30,7 @@ def shingles(text: str, mark: str = "") -> list[str]:
     words = text.encode().translate(_PLAIN).decode().split() if text.isascii() else _WORD.findall(text.casefold())
     if len(words) <= SHINGLE_WORDS:
         return [mark + " ".join(words)]
-    first = (mark + f"\n{mark}".join(words)).split("\n") if mark else words
-    return list(map(" ".join, zip(first, words[1:], words[2:], strict=False)))
+    return [f"{mark}{one} {two} {three}" for one, two, three in zip(words, words[1:], words[2:], strict=False)]
 
 
 def signatures(sets: Sequence[Sequence[str]]) -> Signatures:

@@ -89,6 +89,12 @@ class Curation:
             "help": "Attribute of interactions that says a group: a reward model's card reports each value apart."
         },
     )
+    margins: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep how much better annotators said that chosen is: a reward model asks it to lead by so much."
+        },
+    )
     evaluation_fraction: float = field(
         default=0.0,
         metadata={"help": "Share of prompt families in a fourth split, evaluation, without active selection."},
@@ -112,10 +118,11 @@ class Curation:
         personal_data.rules(self.personal_data)
 
     def to_json(self) -> dict[str, Any]:
-        """All options but `group_by` where there is none: a Snapshot without groups keeps the id that it always had."""
+        """All options but `group_by` and `margins` that are not asked for: such a Snapshot keeps the id that it always had."""
         plain = asdict(self)
-        if not self.group_by:
-            del plain["group_by"]
+        for name in ("group_by", "margins"):
+            if not plain[name]:
+                del plain[name]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
 
@@ -163,6 +170,7 @@ class Candidate:
     groups: tuple[tuple[str, str], ...] = ()  # attribute and value of those in `group_by`
     probability: float = 1.0
     weight: float = 0.0
+    margin: float | None = None  # how much better people said that chosen is, 0..1
     sides: tuple[str, str] | None = None  # response ids of chosen and rejected
     group: tuple[str, str] | None = None  # what annotators voted on: Comparison and criterion
     content: bytes = b""  # digest of what an exact duplicate shares

@@ -30,6 +30,8 @@ def families_together(links: Iterable[tuple[str, Hashable]]) -> dict[str, str]:
     for family, key in links:
         parent.setdefault(family, family)
         other = first_with.setdefault(key, family)
+        if other == family:  # as most links do, it names nobody else
+            continue
         one, two = sorted((root(family), root(other)))
         parent[two] = one
     return {family: root(family) for family in parent}

@@ -290,8 +290,7 @@ def read_card(text: str) -> tuple[list[Section], list[str]]:
 def _lineage(store: Store, project_id: str, record: SnapshotRecord) -> Markup:
     """From the releases of what was trained on it, down to what it was made from."""
     nodes: dict[str, Node] = {}
-    for version in ledger.versions(store, project_id):
-        mine = ledger.lineage(store, project_id, version.checkpoint.id, read=False)
+    for mine in ledger.lineages(store, project_id):
         if any(node.id == record.id for node in mine):
             nodes |= {node.id: node for node in _above(mine, record.id)}
     below = counted(record)

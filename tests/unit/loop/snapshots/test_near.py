@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from plaudit.loop.snapshots.near import N_HASHES, near_pairs, shingles, signatures
+from plaudit.loop.snapshots.near import N_HASHES, near_pairs, shingles, signatures, signatures_with
 from plaudit.loop.snapshots.splits import families_together
 
 
@@ -14,6 +14,8 @@ def test_shingles_are_runs_of_three_words_without_case_and_signs() -> None:
     assert shingles("The cat, the CAT sat") == ["the cat the", "cat the cat", "the cat sat"]
     assert shingles("Hello you!") == ["hello you"]
     assert shingles("") == [""]
+    assert shingles("ÄRGER am Straßenrand gut") == shingles("ärger AM strassenrand Gut")
+    assert shingles("a b c d", "chosen ") == ["chosen a b c", "chosen b c d"]
 
 
 def mixed(share: float, rng: random.Random, n: int = 400) -> tuple[list[str], list[str], float]:
@@ -65,3 +67,12 @@ def test_words_of_ascii_are_those_of_any_text() -> None:
     text = "".join(f"A{chr(sign)}b1 {chr(sign)}" for sign in range(128))
     words = re.findall(r"\w+", text.casefold())  # what is done to a text with other letters
     assert " ".join(shingles(text)[0::3]).split() == words[: len(words) // 3 * 3]
+
+
+def test_a_threshold_of_one_finds_equals_and_a_union_is_signed_as_one_set() -> None:
+    one, two = shingles("a b c d e f"), shingles("some other words than those", "chosen ")
+    alone, both = signatures_with([one, one], [two, []])
+    assert (both[0] == signatures([[*one, *two]])[0]).all()
+    assert (alone == signatures([one, one])).all()
+    assert set(near_pairs(alone, 1.0)) == {(0, 1)}
+    assert list(near_pairs(both, 1.0)) == []

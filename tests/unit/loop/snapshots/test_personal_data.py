@@ -60,6 +60,9 @@ def test_a_row_is_redacted_in_all_its_texts_dropped_or_only_counted() -> None:
     assert (kept, dict(found), drop) == (row, {"email": 4}, False)
     ((_, _, drop),) = screen_rows(rules({"email": "drop"}), [row])
     assert drop
+    mixed = {"messages": (), "chosen": "from 192.168.10.5", "rejected": mail}  # one text may stay, the other may not
+    ((_, found_in_both, drop),) = screen_rows(rules({"ip": "detect", "email": "drop"}), [mixed])
+    assert (dict(found_in_both), drop) == ({"ip": 1, "email": 1}, True)
     plain, other = {"messages": ({"role": "user", "content": "I am Ada"},)}, {"messages": (), "rejected": mail}
     several = screen_rows(rules({"email": "redact"}), [plain, other, {"messages": ()}, row, other])
     hidden = ({"messages": (), "rejected": "[email]"}, Counter(email=1), False)
@@ -76,6 +79,11 @@ def test_a_finder_of_ones_own_takes_part() -> None:
     own = {"name": lambda text: [(text.index("Ada"), text.index("Ada") + 3)] if "Ada" in text else []}
     (one,) = screen(rules({"name": "redact", "email": "redact"}, own), ["Ada is ada@example.org"])
     assert one.text == "[name] is [email]"
+    (one,) = screen(rules({"email": "redact"}, {"email": lambda text: [(0, 3)]}), ["Ada at home"])
+    assert one.text == "[email] at home"  # instead of ours of that name, and of its hint
+    over = {"name": lambda text: [(5, 8), (0, 10), (2, 4), (12, 13)]}  # spans within one another, in any order
+    (one,) = screen(rules({"name": "redact"}, over), ["Ada Lovelace!?"])
+    assert one.text == "[name]ce[name]?"
 
 
 @pytest.mark.parametrize("asked", [{"mail": "redact"}, {"email": "hide"}])

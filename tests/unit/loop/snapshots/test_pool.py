@@ -36,6 +36,11 @@ def pair(
     return Candidate(id=id, question=question_sha256(asked(question)), **facts), row
 
 
+def thumb(id: str, response: str) -> tuple[Candidate, dict[str, Any]]:
+    row = {"thumb_id": id, "family": "f", "messages": asked("q"), "response": response, "up": True, "source": "thumb"}
+    return Candidate(id=id, family="f", question=question_sha256(asked("q"))), row
+
+
 def left(
     tmp_path: Path, rows: Sequence[tuple[Candidate, dict[str, Any]]], held: HeldOut | None = None, **options: Any
 ) -> tuple[list[str], dict[str, int], Pool]:
@@ -74,6 +79,17 @@ def test_near_duplicates_go_where_they_are_looked_for_but_opposites_are_none(tmp
     assert ids == ["b", "c"]
     assert removed == {"preferences: near duplicate": 1}
     assert pool.tally.found["contradictions"] == 0  # a, which c contradicts, is gone
+    others = [pair("a", LONG, "yes it is", "no"), pair("b", LONG[::-1], "yes it is", "no")]
+    assert left(tmp_path, others, near_duplicates=0.6)[0] == ["a", "b"]  # the same answers to another question
+    twice = [*rows, pair("e", "q", LONG + " end", LONG[::-1])]
+    assert left(tmp_path, twice, near_duplicates=0.6)[1] == {  # what is gone already is not counted again
+        "preferences: exact duplicate": 1,
+        "preferences: near duplicate": 1,
+    }
+    with Pool(tmp_path, Curation(near_duplicates=0.6)) as thumbs:
+        thumbs.take("thumbs", [thumb("t", LONG + " end"), thumb("u", LONG + " stop")])
+        thumbs.decide(HeldOut(), 0, FRACTIONS)
+        assert [one.id for one in thumbs.kept()] == ["t", "u"]  # a thumb is a vote
 
 
 def test_near_questions_are_in_one_split_and_leak_from_no_evaluation(tmp_path: Path) -> None:
@@ -117,6 +133,8 @@ def test_bounds_of_length_language_agreement_and_source(tmp_path: Path) -> None:
         pair("h", "q7", "long enough", "this too", models=("ours", "gpt-9-mini")),
         pair("i", "q8", "long enough", "this too", models=("ours", "our-gpt-9")),
         pair("j", "q9", "five!", "y" * 80, probability=0.7),  # on every bound
+        pair("k", german, "long enough", "this too"),
+        pair("l", "q11", "long enough", "this too", forbidden=True),
     ]
     asked: dict[str, Any] = {"min_chars": 5, "max_chars": 80, "languages": ("en",), "min_probability": 0.7}
     ids, removed, _ = left(tmp_path, rows, without=("bought", "choice"), forbidden_models=("gpt-*",), **asked)
@@ -124,11 +142,11 @@ def test_bounds_of_length_language_agreement_and_source(tmp_path: Path) -> None:
     assert removed == {
         "preferences: shorter than 5 characters": 1,
         "preferences: longer than 80 characters": 1,
-        "preferences: language de": 1,
+        "preferences: language de": 2,
         "preferences: low agreement": 1,
         "preferences: source bought left out": 1,
         "preferences: source choice left out": 1,
-        "preferences: terms of the upstream forbid training": 1,
+        "preferences: terms of the upstream forbid training": 2,
     }
 
 
@@ -143,6 +161,10 @@ def test_personal_data_is_redacted_in_the_rows_and_rows_that_become_equal_are_on
     assert pool.tally.found == {"personal data: email": 2}
     ids, removed, _ = left(tmp_path, rows, personal_data={"email": "drop"})
     assert (ids, removed) == (["c"], {"preferences: personal data (email)": 2})
+    both = [pair("a", "q", "ask ada@example.org, +49 170 1234567")]
+    assert left(tmp_path, both, personal_data={"email": "detect", "phone": "drop"})[1] == {
+        "preferences: personal data (phone)": 1  # not what it would have stayed with
+    }
 
 
 def test_caps_hold_for_users_and_for_annotators(tmp_path: Path) -> None:
@@ -152,18 +174,20 @@ def test_caps_hold_for_users_and_for_annotators(tmp_path: Path) -> None:
     assert {"b", "n"} <= set(ids)
     assert removed == {"preferences: over the cap of its user": 6}
     judged = [pair(f"p{i}", f"p{i}", annotators=("one",)) for i in range(6)]
-    judged += [pair("both", "both", annotators=("one", "two"))]
+    both = [f"both {i}" for i in range(4)]
+    judged += [pair(id, id, annotators=("one", id)) for id in both]
     ids, removed, _ = left(tmp_path, judged, max_per_annotator=2)
-    assert "both" in ids  # somebody below the cap is behind it too
-    assert removed == {"preferences: over the cap of its annotators": 7 - len(ids)}
-    assert len(ids) in (2, 3)
-    with Pool(tmp_path, Curation(max_per_annotator=1)) as pool:
-        pool.take("preferences", [pair("p", "q", annotators=("one",))])
-        written = Candidate(id="d", family="family of q", question=question_sha256(asked("q")), annotators=("one",))
-        row = {"demonstration_id": "d", "family": "family of q", "messages": asked("q"), "response": "yes"}
+    assert set(both) <= set(ids)  # somebody below the cap is behind each of them too
+    assert removed == {"preferences: over the cap of its annotators": 10 - len(ids)}
+    assert len(ids) in (4, 5, 6)
+    who: dict[str, Any] = {"actor": "ada", "annotators": ("one",)}
+    with Pool(tmp_path, Curation(max_per_annotator=1, max_per_user=1, near_duplicates=0.6)) as pool:
+        pool.take("preferences", [pair("p", LONG, **who)])
+        written = Candidate(id="d", family=f"family of {LONG}", question=question_sha256(asked(LONG)), **who)
+        row = {"demonstration_id": "d", "family": written.family, "messages": asked(LONG), "response": "yes"}
         pool.take("demonstrations", [(written, {**row, "source": "edit"})])
         pool.decide(HeldOut(), 0, FRACTIONS)
-        assert [one.id for one in pool.kept()] == ["p", "d"]  # each table has its own
+        assert [one.id for one in pool.kept()] == ["p", "d"]  # each table has its own caps and near duplicates
 
 
 def test_the_evaluation_split_holds_nothing_that_was_actively_chosen(tmp_path: Path) -> None:
@@ -174,6 +198,22 @@ def test_the_evaluation_split_holds_nothing_that_was_actively_chosen(tmp_path: P
     assert not any(one.active for one in inside)
     assert any(one.active for one in pool.kept())
     assert removed == {"preferences: chosen by active selection, in the split evaluation": 60 - len(ids)}
+    learnt = next(one for one in pool.kept() if one.split == "train")
+    held = HeldOut(families=frozenset({inside[0].family, learnt.family}))
+    stayed, removed, _ = left(tmp_path, rows, held, evaluation_fraction=0.5)
+    assert set(ids) - set(stayed) == {learnt.id}  # nothing is trained on the split evaluation
+    assert removed["preferences: held out by an evaluation"] == 1
+
+
+def test_of_equal_prompts_that_of_the_first_family_by_name_stays(tmp_path: Path) -> None:
+    with Pool(tmp_path, Curation()) as pool:
+        rows = [Candidate(id="pmt_1", family=name, question=name) for name in ("b", "a", "c")]
+        pool.take(
+            "prompts", [(one, {"prompt_id": one.id, "family": one.family, "messages": asked("q")}) for one in rows]
+        )
+        pool.decide(HeldOut(), 0, FRACTIONS)
+        assert [one.family for one in pool.kept()] == ["a"]
+    assert pool.tally.removed == {"prompts: seen before": 2}
 
 
 def test_the_order_of_rows_does_not_decide_who_stays(tmp_path: Path) -> None:
