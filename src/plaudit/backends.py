@@ -19,6 +19,7 @@ import hashlib
 import json
 import re
 import socket
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
@@ -338,7 +339,8 @@ def complete_many(
 ) -> list[Answer]:
     """Complete every request (bodies of chat completions), at most `concurrency` at a time; answers in the order of the requests.
 
-    A server that is full (429, 503) is asked again after the pause it names, for `timeout_s`. `progress` hears the number that are done, in the calling thread. Raises UpstreamError for the first that fails for good; the others are cancelled.
+    A server that is full (429, 503) is asked again after the pause it names, for `timeout_s`. `progress` hears the number that are done,
+    in the calling thread. Raises UpstreamError for the first that fails for good; the others are cancelled.
     """
 
     async def run() -> list[Answer]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -149,7 +150,8 @@ def test_the_fake_depends_on_its_request_and_on_nothing_else() -> None:
     assert len(said(max_tokens=2).split()) == 2
 
 
-def test_answers_come_in_the_order_of_the_requests_and_never_too_many_at_once(server) -> None:
+@pytest.mark.parametrize("n", [1, 2])
+def test_answers_come_in_the_order_of_the_requests_and_never_too_many_at_once(server, n) -> None:
     lock = threading.Lock()
     at_once = most = 0
     both_in = threading.Event()
@@ -162,6 +164,7 @@ def test_answers_come_in_the_order_of_the_requests_and_never_too_many_at_once(se
             if at_once == 3:
                 both_in.set()
         both_in.wait(30)
+        time.sleep(0.03)  # for a fourth, if there were one
         with lock:
             at_once -= 1
         return 200, {}, answered(body["messages"][0]["content"])
@@ -169,7 +172,7 @@ def test_answers_come_in_the_order_of_the_requests_and_never_too_many_at_once(se
     url = server(reply)
     heard: list[int] = []
     conversations = [[{"role": "user", "content": str(number)}] for number in range(12)]
-    answers = sample(url, "m", conversations, concurrency=3, progress=heard.append)
+    answers = sample(url, "m", conversations, n, concurrency=3 * n, progress=heard.append)
     assert [answer.choices[0].text for answer in answers] == [str(number) for number in range(12)]
     assert most == 3
     assert heard == list(range(1, 13))
@@ -200,6 +203,19 @@ def test_a_full_server_is_asked_again_after_the_pause_it_names(server, monkeypat
     (answer,) = complete_many(server(reply), [{"model": "m", "messages": MESSAGES}])
     assert answer.choices[0].text == "at last"
     assert paused == [3.0, 3.0]
+
+
+def test_a_server_that_stays_full_is_given_up_in_time(server) -> None:
+    asked = []
+
+    def reply(path: str, body: dict):
+        asked.append(body)
+        return 503, {"retry-after": "0.05"}, {"error": "full"}
+
+    with pytest.raises(UpstreamError, match="full") as caught:
+        complete_many(server(reply), [{"model": "m", "messages": MESSAGES}], timeout_s=0.3)
+    assert caught.value.status == 503
+    assert 2 <= len(asked) <= 6
 
 
 async def _note(paused: list[float], seconds: float) -> None:
