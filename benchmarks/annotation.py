@@ -17,9 +17,12 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from plaudit.domain import Annotation, Comparison, ComparisonState, EvaluationItem, Lease, Purpose, ResponseText
+from plaudit.errors import Unavailable
 from plaudit.loop import annotate, govern, planning
 from plaudit.store.database import Store, open_store
 
@@ -45,18 +48,29 @@ def plan(store: Store, project_id: str, n: int) -> None:
 
 
 def work(
-    store: Store, project_id: str, person: str, now: datetime, deadly: bool, took: list[float], errors: list[Exception]
-) -> None:
+    store: Store, project_id: str, person: str, now: datetime, deadly: bool, took: list[float], errors: list[Exception],
+    later: list[Unavailable],
+) -> None:  # fmt: skip
     draw = random.Random(person)
+
+    def patiently(act: Callable[..., Any], *arguments: object) -> Any:
+        """As a client that is told 503: the store did nothing, and is asked again after the pause it names."""
+        while True:
+            try:
+                return act(store, project_id, person, *arguments)
+            except Unavailable as error:
+                later.append(error)
+                time.sleep(error.retry_after_s)
+
     try:
-        loan = annotate.lend(store, project_id, person, 120, now)
+        loan = patiently(annotate.lend, 120, now)
         while loan is not None:
             if deadly and draw.random() < 0.02:
                 return
             started = time.perf_counter()
             body = {"lease_id": loan.lease.id, "verdict": "prefer", "choice": loan.lease.order[0], "seconds": 1.0}
-            annotate.answer(store, project_id, person, body, now)
-            loan = annotate.lend(store, project_id, person, 120, now)
+            patiently(annotate.answer, body, now)
+            loan = patiently(annotate.lend, 120, now)
             took.append(time.perf_counter() - started)
     except Exception as error:
         errors.append(error)
@@ -75,11 +89,12 @@ def main() -> int:
         crowd = [govern.person(store, project.id, f"annotator {n}", NOW).id for n in range(given.people)]
         took: list[float] = []
         errors: list[Exception] = []
+        later: list[Unavailable] = []
         started = time.perf_counter()
         for hour in range(2):
             now = NOW + timedelta(hours=hour)
             threads = [
-                threading.Thread(target=work, args=(store, project.id, who, now, hour == 0, took, errors))
+                threading.Thread(target=work, args=(store, project.id, who, now, hour == 0, took, errors, later))
                 for who in crowd
             ]
             for thread in threads:
@@ -104,7 +119,10 @@ def main() -> int:
     print(
         f"answer to next question: median {cuts[49] * 1000:.1f} ms, p95 {cuts[94] * 1000:.1f} ms (all {given.people} at once)"
     )
+    print(f"told to come again: {len(later)} times")
     print(", ".join(f"{what}: {n}" for what, n in broken.items()))
+    for said, n in Counter(f"{type(error).__name__}: {error}" for error in errors).most_common(5):
+        print(f"  {n} times {said[:300]}")
     return int(any(broken.values()))
 
 
