@@ -61,7 +61,6 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--questions", type=int, default=5000)
     options.add_argument("--answers", type=int, default=200)
-    options.add_argument("--data", help="accepted for uniformity; this benchmark reads no data")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as listener:
         settings = Settings(home=Path(folder))

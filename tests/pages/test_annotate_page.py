@@ -26,6 +26,7 @@ from plaudit.domain import (
 from plaudit.errors import BadInput
 from plaudit.loop import annotate as stage
 from plaudit.loop import planning, quality
+from plaudit.web.pages import annotation_tables
 from plaudit.web.pages.annotate import plain_text, read_answer
 
 HOSTILE = "<script>alert(1)</script> ![spy](https://evil.example/x.png) **bold**"
@@ -97,7 +98,7 @@ def test_nothing_of_a_model_is_shown_and_nothing_it_says_runs(console) -> None:
     assert "<strong>bold</strong>" in text
 
 
-def test_skips_and_flags_need_a_reason_and_undo_brings_the_question_back(console) -> None:
+def test_skips_and_flags_need_a_reason_and_undo_brings_the_question_back(console, monkeypatch) -> None:
     questions(console, 2)
     ann = console.person("Ann", "annotator")
     lease = hidden(ann.get("/annotate").text)
@@ -109,6 +110,10 @@ def test_skips_and_flags_need_a_reason_and_undo_brings_the_question_back(console
     ann.post("/annotate", {"lease_id": second, "act": "flag", "flag_reason": "private data"})
     skip, flag = console.store.find(Annotation)
     assert [(one.flagged, one.reasons) for one in (skip, flag)] == [(False, ("too long",)), (True, ("private data",))]
+    lea = console.person("Lea", "lead")
+    assert "wait longest" not in lea.get("/annotation").text
+    monkeypatch.setattr(annotation_tables, "SHOWN_FLAGS", 1)  # as many as are shown: there may be more
+    assert "Flagged: the 1 that wait longest" in lea.get("/annotation").text
     assert "no open questions" not in ann.get("/annotate").text  # its own skip is open for others
     assert ann.post("/annotate/undo").headers["location"] == "/annotate"
     assert hidden(ann.get("/annotate").text) == second

@@ -36,9 +36,8 @@ OWNER = (
     "demo"  # of its Runs: after a crash the next demo on this home takes them up at once, for HOME/demo.lock admits one
 )
 UP_S = 300.0
-ENDING_S = (
-    60.0  # of the `plaudit up` of a demo that was killed: it sees that at once, and is given 15 s by its own watch
-)
+# Of the `plaudit up` of a demo that was killed: it sees that within a second, and its own watch gives it 15.
+ENDING_S = 60.0
 APPLICATION = "demo application"
 APPROVERS = ("Alice Approver", "Bob Approver")
 

@@ -46,9 +46,7 @@ MAX_ANSWERS = 2000  # of a window that are read for texts and lengths
 MIN_CELL = 20  # thumbs below which an arm or a user group is not shown
 MAX_GROUPS = 10  # values of an attribute beyond which it is no group but an identifier
 N_DISTINCT = 100  # answers over which distinct-n is taken: it depends on how much text there is
-N_ALIKE = (
-    40  # answers that are held against one another: fewer than close a window, so that nearly every one has as many
-)
+N_ALIKE = 40  # answers that are held against one another: fewer than close a window, so nearly every one has as many
 N_REFERENCE = 10  # windows that a change is measured against
 LEAST_SCALE = 1e-9  # of a relative change: below it there was nothing that could change, but for rounding
 MIN_BASELINE = 10  # windows that calibrate the CUSUM of score against satisfaction
@@ -144,7 +142,9 @@ def sample_answers(
     store: Store, project_id: str, start: datetime, end: datetime, n: int, rated: bool = True
 ) -> list[Answer]:
     """Up to n answers of the window, drawn by a hash of their id: the same ones again. `rated` prefers those with a thumb, which the
-    relation of score and satisfaction needs; half of the sample stays unrated traffic."""
+    relation of score and satisfaction needs; half of the sample stays unrated traffic. Raises BadInput."""
+    if n < 0:
+        raise BadInput(f"monitor_sample is {n}; give how many answers are scored, 0 for none.")
     with store.read() as tx:
         answers = monitoring.answers(tx, project_id, start, end, MAX_ANSWERS)
         spoken = {thumb.interaction_id for thumb in monitoring.thumbs(tx, project_id, start, end)} if rated else set()
@@ -318,9 +318,8 @@ def _of_texts(answers: Sequence[Answer]) -> Found:
     if ends:
         found.append(("eos_fraction", {}, wilson(sum(end == "stop" for end in ends), len(ends))))
     drawn = sorted(range(len(answers)), key=lambda place: sha256_of([answers[place].response_id, "distinct"]))
-    if (
-        len(answers) >= N_ALIKE
-    ):  # of equally many each time, as with distinct-n; the interval takes what each is held against as given
+    if len(answers) >= N_ALIKE:
+        # Of equally many each time, as with distinct-n. The interval takes what each is held against as given.
         some = drawn[:N_ALIKE]
         found.append(("self_bleu", {}, _mean(self_bleus([split[i] for i in some]), [users[i] for i in some])))
     if len(answers) >= N_DISTINCT:

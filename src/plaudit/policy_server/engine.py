@@ -140,9 +140,8 @@ class Engine:
     def reload(self, decoder: Decoder) -> None:
         """Sample with another decoder of the same shape from here on. Waits for the answers in progress, which end as they began; what waits
         in the queue is sampled with the new one, and nothing that was cached of the old one is used again. Raises Unavailable."""
-        fresh = DecodeLoop(
-            decoder, prompt_bytes=self._prompt_bytes
-        )  # what fails here fails for who asked, not for the worker
+        # Made here: what fails in it fails for who asked, not for the worker.
+        fresh = DecodeLoop(decoder, prompt_bytes=self._prompt_bytes)
         with self._wake:
             if self._fresh is not None:
                 raise Unavailable("Weights are being exchanged already; ask again in a moment.", retry_after_s=2.0)

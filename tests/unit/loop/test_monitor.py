@@ -235,6 +235,9 @@ def test_what_is_being_answered_when_a_window_closes_belongs_to_the_next(store: 
     assert [value(rows, "error_rate").value for rows in (first, second)] == [0, 0.5]
     drawn = [monitor.sample_answers(store, P, NOW + i * MINUTE, NOW + (i + 1) * MINUTE, 9) for i in range(2)]
     assert [[answer.text for answer in answers] for answers in drawn] == [["quick"], ["slow one"]]
+    assert monitor.sample_answers(store, P, NOW, NOW + 2 * MINUTE, 0) == []
+    with pytest.raises(BadInput, match="monitor_sample is -1"):
+        monitor.sample_answers(store, P, NOW, NOW + 2 * MINUTE, -1)
 
 
 def test_windows_follow_each_other(store: Store) -> None:

@@ -262,6 +262,25 @@ def test_what_runs_ends_with_the_old_weights_and_what_waits_begins_with_the_new(
     assert len(old) > 40, "long enough to be under way"
 
 
+def test_weights_that_cannot_be_taken_fail_for_who_brought_them_alone(start, decoder):
+    class Broken:
+        config = decoder.config
+
+        def for_sampling(self):
+            raise MemoryError("no room for them")
+
+    engine = start()
+
+    async def run():
+        with pytest.raises(MemoryError, match="no room"):
+            await asyncio.to_thread(engine.reload, Broken())
+        after = job(PROMPTS[0])
+        engine.submit(after)
+        return [token for piece in (await finish(after))[0] for token in piece.ids]
+
+    assert asyncio.run(run()) == generate(decoder, [PROMPTS[0]], 1, Sampling(16, seed=3)).rollout.response_ids[0]
+
+
 def test_each_request_samples_with_its_own_adapter(start, decoder):
     adapter = Adapter(decoder.config, 4, 8, seed=1)
     for b in adapter.b.values():

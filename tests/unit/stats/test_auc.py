@@ -46,6 +46,18 @@ def test_clusters_are_covered_and_single_values_would_not_be():
     assert covered["single"] / 400 < 0.7
 
 
+def test_where_nothing_overlaps_the_interval_still_has_a_width():
+    z2 = NormalDist().inv_cdf(0.975) ** 2
+    found = auc(range(11), [False] * 5 + [True] * 6)
+    assert (found.mean, found.low, found.high, found.n) == (1.0, pytest.approx(5 / (5 + z2)), 1.0, 11)
+    turned = auc(range(11), [True] * 6 + [False] * 5)
+    assert (turned.mean, turned.low, turned.high) == (0.0, 0.0, pytest.approx(z2 / (5 + z2)))
+    rng, truth = np.random.default_rng(3), NormalDist().cdf(2.5 / math.sqrt(2))
+    draws = [auc([*rng.normal(2.5, 1, 6), *rng.normal(0, 1, 5)], [True] * 6 + [False] * 5) for _ in range(300)]
+    assert sum(not one.excludes(truth) for one in draws) / 300 >= 0.93
+    assert sum(one.mean == 1.0 for one in draws) / 300 > 0.4  # each of which missed it when it had no width
+
+
 def test_few_clusters_give_obuchowskis_variance():
     """By the formula, pair by pair; with four clusters its corrections for few of them are far from one."""
     values = [3.0, 1.0, 2.0, 2.0, 5.0, 0.0, 4.0, 2.5]
