@@ -31,6 +31,7 @@ from typing import Any, Protocol
 import aiohttp
 
 from plaudit import openai_protocol as protocol
+from plaudit.artifacts import seed_of
 from plaudit.errors import UpstreamError
 from plaudit.openai_protocol import Answer, Json
 from plaudit.settings import shown
@@ -395,13 +396,13 @@ def sample(
     """`n` responses of `model` (one for all, or one for each) to each conversation. `sampling`: temperature, max_tokens, seed, logprobs ... of
     the protocol.
 
-    At most `concurrency` responses are under way. A `seed` is the seed of the whole: request i gets `seed + i`.
+    At most `concurrency` responses are under way. A `seed` is the seed of the whole: every request gets its own from it.
     """
     seed = sampling.pop("seed", None)
     models = [model] * len(conversations) if isinstance(model, str) else model
     requests = [
         {"model": name, "messages": list(messages), "n": n, **sampling}
-        | ({} if seed is None else {"seed": seed + place})
+        | ({} if seed is None else {"seed": seed_of(seed, place)})
         for place, (name, messages) in enumerate(zip(models, conversations, strict=True))
     ]
     return complete_many(url, requests, concurrency=max(1, concurrency // n), progress=progress)

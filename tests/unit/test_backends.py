@@ -178,7 +178,8 @@ def test_answers_come_in_the_order_of_the_requests_and_never_too_many_at_once(se
     assert heard == list(range(1, 13))
 
 
-def test_sampling_options_reach_the_server_and_the_seed_differs_by_request(server) -> None:
+def test_sampling_options_reach_the_server_and_no_two_requests_share_a_seed(server) -> None:
+    """Not within a call, nor between calls with neighbouring seeds, whose answers would then not be independent."""
     bodies: list[dict] = []
 
     def reply(path: str, body: dict):
@@ -186,9 +187,14 @@ def test_sampling_options_reach_the_server_and_the_seed_differs_by_request(serve
         return 200, {}, answered("x")
 
     sample(server(reply), "ckp_1", [MESSAGES, MESSAGES], n=2, temperature=0.7, max_tokens=5, seed=10)
-    assert sorted(body.pop("seed") for body in bodies) == [10, 11]
+    seeds = [body.pop("seed") for body in bodies]
     told = {"n": 2, "temperature": 0.7, "max_tokens": 5, "stream": False}
     assert bodies[0] == bodies[1] == {"model": "ckp_1", "messages": MESSAGES, **told}
+    sample(server(reply), "ckp_1", [MESSAGES, MESSAGES], n=2, temperature=0.7, max_tokens=5, seed=11)
+    sample(server(reply), "ckp_1", [MESSAGES, MESSAGES], n=2, temperature=0.7, max_tokens=5, seed=10)
+    next_seeds, again = [[body["seed"] for body in bodies[at : at + 2]] for at in (2, 4)]
+    assert len({*seeds, *next_seeds}) == 4
+    assert sorted(again) == sorted(seeds)
 
 
 def test_a_full_server_is_asked_again_after_the_pause_it_names(server, monkeypatch) -> None:

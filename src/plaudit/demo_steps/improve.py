@@ -12,7 +12,7 @@ from statistics import mean
 from typing import Any
 
 from plaudit import backends, simulate
-from plaudit.artifacts import write_atomic
+from plaudit.artifacts import seed_of, write_atomic
 from plaudit.demo_steps import gather
 from plaudit.demo_steps.gather import Tell
 from plaudit.demo_steps.house import OWNER, Demo, once
@@ -22,8 +22,6 @@ from plaudit.loop import annotate, evaluate, pipeline, train
 from plaudit.loop.pipeline import Turn, TurnConfig, TurnReport
 from plaudit.openai_protocol import Answer
 from plaudit.stats.intervals import paired_difference
-
-BATCH_SEED = 1_000_003  # apart: each baseline draws independently of the evaluation's answers and of the others
 
 
 @dataclass(frozen=True)
@@ -192,7 +190,7 @@ def baselines(demo: Demo, record: SnapshotRecord, reward: Trained, hidden: Mappi
 
     def draw(model: str, asked: Sequence[Sequence[Message]], n: int, nth: int) -> list[Answer]:
         progress: Callable[[int], None] = lambda count: tell(count, len(asked))  # noqa: E731
-        seed = demo.options.seed + nth * BATCH_SEED
+        seed = seed_of(demo.options.seed, nth)  # each baseline draws independently of the evaluation and of the others
         return backends.sample(url, model, asked, n, progress=progress, seed=seed, **sampling(demo))
 
     def row(label: str, texts: Sequence[str]) -> Json:

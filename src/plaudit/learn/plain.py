@@ -158,7 +158,9 @@ class PlainDecoder(Decoder):
         raise AssertionError
 
     def hf_names(self) -> dict[str, Tensor]:
-        self._refuse("its weights cannot be trained in full; train an adapter (lora)")
+        self._refuse(
+            "its weights can be neither trained in full nor handed over; train an adapter (lora), which a server takes by rollout.adapters"
+        )
         raise AssertionError
 
     def _refuse(self, why: str) -> None:

@@ -30,7 +30,7 @@ import httpx
 import torch
 from torch import Tensor
 
-from plaudit.artifacts import MANIFEST
+from plaudit.artifacts import MANIFEST, seed_of
 from plaudit.errors import ConfigError, TrainingStopped
 from plaudit.learn import checkpoint, distributed
 from plaudit.learn.configs import RolloutConfig
@@ -97,7 +97,7 @@ def sample(
         name = distributed.from_first(lambda: _load(server, client, *weights, step))
 
         def ask(place: int) -> list[Sample]:
-            body = _request(server, name, prompts[place], n, sampling, seed=(sampling.seed + place) * n)
+            body = _request(server, name, prompts[place], n, sampling, seed_of(sampling.seed, place))
             answer = _post(server, client, "/completions", body)
             return _read(server, answer, prompts[place], n, sampling)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -98,7 +99,9 @@ def test_prompts_go_as_ids_and_responses_come_as_ids(stand_in, adapter, tmp_path
     asked = [body for path, body, _ in stand_in.seen if path == "/v1/completions"]
     assert all(body["prompt"] == PROMPT and body["n"] == 2 and body["return_token_ids"] is True for body in asked)
     assert all((body["top_p"], body["top_k"], body["stop_token_ids"]) == (1.0, -1, [STOP]) for body in asked)
-    assert len({body["seed"] for body in asked}) == 2
+    remote_rollout.sample(server, (None, adapter), [PROMPT, PROMPT], 2, replace(SAMPLING, seed=4), step=8)
+    seeds = [body["seed"] for path, body, _ in stand_in.seen if path == "/v1/completions"]
+    assert len(seeds) == len(set(seeds)) == 4  # steps, whose seeds are neighbours, share no random numbers
     assert all(token == "Bearer s3cret" for _, _, token in stand_in.seen)
     assert "s3cret" not in repr(server)
 
