@@ -108,20 +108,24 @@ def _from_templates(raw: Mapping[str, Any]) -> list[Prompt]:
 
 @dataclass(frozen=True)
 class Population:
-    """Two utilities in 0..1 and the instructions that annotators are given."""
+    """Two utilities in 0..1, the instructions that annotators are given, and what those like who are fooled by looks (0..1)."""
 
     name: str
     guideline: str
     guideline_utility: Callable[[Messages, str], float]
     user_utility: Callable[[str, Messages, str], float]
+    fooled_utility: Callable[[Messages, str], float]
 
 
 def load_population(spec: str) -> Population:
-    """`support`, `bytes`, or a Python file that defines `guideline_utility`, `user_utility` and (optionally) `GUIDELINE`."""
+    """`support`, `bytes`, or a Python file that defines `guideline_utility`, `user_utility` and, optionally, `fooled_utility` (else length)
+    and `GUIDELINE`."""
     if spec == "support":
-        return Population("support", SUPPORT_GUIDELINE, support_guideline_utility, support_user_utility)
+        return Population(
+            "support", SUPPORT_GUIDELINE, support_guideline_utility, support_user_utility, support_fooled_utility
+        )
     if spec == "bytes":
-        return Population("bytes", BYTES_GUIDELINE, bytes_guideline_utility, bytes_user_utility)
+        return Population("bytes", BYTES_GUIDELINE, bytes_guideline_utility, bytes_user_utility, bytes_fooled_utility)
     path = Path(spec)
     found = importlib.util.spec_from_file_location("plaudit_people", path)
     if found is None or found.loader is None or not path.is_file():
@@ -132,7 +136,12 @@ def load_population(spec: str) -> Population:
         if not callable(getattr(module, name, None)):
             raise ValueError(f"{spec} defines no function {name}; see docs/demo.md for the two it needs.")
     guideline = str(getattr(module, "GUIDELINE", "Choose the better answer."))
-    return Population(path.stem, guideline, module.guideline_utility, module.user_utility)
+    fooled = getattr(module, "fooled_utility", _length_utility)
+    return Population(path.stem, guideline, module.guideline_utility, module.user_utility, fooled)
+
+
+def _length_utility(messages: Messages, text: str) -> float:  # noqa: ARG001  whoever likes length does not read the question
+    return min(1.0, math.log1p(len(text)) / 6)
 
 
 SUPPORT_GUIDELINE = (
@@ -196,6 +205,11 @@ def support_user_utility(user: str, messages: Messages, text: str) -> float:
     return parts["sound"] * sum(weights[name] * parts[name] for name in _COMPONENTS) / sum(weights.values())
 
 
+def support_fooled_utility(messages: Messages, text: str) -> float:  # noqa: ARG001  whoever is fooled does not read the question
+    """Long words impress: characters a word, where the base writes 5.3 to 5.9."""
+    return min(1.0, max(0.0, (len(text) / max(1, len(text.split())) - 3) / 4))
+
+
 BYTES_GUIDELINE = (
     "Two strings of a toy model. Choose the one with more vowels among its letters, if it is neither very short nor long and does not "
     "repeat itself."
@@ -226,6 +240,11 @@ def bytes_user_utility(user: str, messages: Messages, text: str) -> float:  # no
     parts = bytes_components(text)
     hidden = 0.2 + 0.15 * _fraction(user, "blanks")
     return parts["sound"] * ((1 - hidden) * (0.8 * parts["vowels"] + 0.2 * parts["band"]) + hidden * parts["blanks"])
+
+
+def bytes_fooled_utility(messages: Messages, text: str) -> float:  # noqa: ARG001
+    """Consonants impress. Length would be no trap: seven answers in ten of the tiny model are as long as they may be."""
+    return sum(c.isascii() and c.isalpha() and c.lower() not in "aeiou" for c in text) / max(1, len(text))
 
 
 # --- users ----------------------------------------------------------------------------------------------------------------
@@ -360,15 +379,16 @@ class Crowd:
 
 
 def crowd(kind: str = "standard", seed: int = 0) -> Crowd:
-    """Twelve annotators. `spammers-only`: all answer at random. `shuffled-labels`: a standard crowd that judges other texts."""
+    """Twelve annotators. `spammers-only`: all answer at random. `shuffled-labels`: a standard crowd that judges other texts. `fooled`: one that
+    likes what only looks good."""
     makeup = [("careful", 20.0)] * 6 + [("noisy", 8.0)] * 2 + [("spammer", 0.0), ("left", 0.0)] + [("copier", 8.0)] * 2
     match kind:
-        case "standard" | "shuffled-labels" | "length-lovers":
+        case "standard" | "shuffled-labels" | "fooled":
             pass
         case "spammers-only":
             makeup = [("spammer", 0.0)] * 12
         case _:
-            raise ValueError(f"{kind!r} is not a crowd: standard, shuffled-labels, spammers-only or length-lovers.")
+            raise ValueError(f"{kind!r} is not a crowd: standard, shuffled-labels, spammers-only or fooled.")
     order = sorted(range(12), key=lambda index: _fraction("crowd", seed, index))  # names say nothing
     return Crowd(
         kind, seed, tuple(Annotator(f"annotator-{at + 1:02d}", *makeup[index]) for at, index in enumerate(order))
@@ -452,8 +472,8 @@ def _liked(people: Crowd, population: Population, messages: Messages, response: 
     match people.kind:
         case "shuffled-labels":  # a stable opinion that has nothing to do with the text
             return _fraction("shuffled", people.seed, response["id"])
-        case "length-lovers":  # a crowd that can be fooled: more characters, more liked
-            return min(1.0, len(str(response["text"])) / 240)
+        case "fooled":
+            return population.fooled_utility(messages, str(response["text"]))
     return population.guideline_utility(messages, str(response["text"]))
 
 

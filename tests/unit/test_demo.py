@@ -124,10 +124,10 @@ def test_each_twin_changes_what_it_says_and_no_more(tmp_path: Path) -> None:
             "reward": reward_config(twisted.options) != reward_config(plain.options),
         }
         expected = {
-            "shuffled-labels": {"judges", "annotators"},
-            "spammers-only": {"judges", "annotators"},
+            "shuffled-labels": {"judges", "annotators", "reward"},  # honest thumbs would undo these three
+            "spammers-only": {"judges", "annotators", "reward"},
+            "hackable-reward": {"annotators", "reward"},
             "equal-candidate": {"ppo"},
-            "hackable-reward": {"annotators", "reward"},  # honest thumbs would undo it
         }[twin]
         assert {name for name, is_so in changed.items() if is_so} == expected
     with pytest.raises(ConfigError, match="shuffled-labels"):

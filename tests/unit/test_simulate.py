@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -184,3 +185,44 @@ def test_who_is_in_a_mood_says_so_more_often_and_accordingly(mood: float, rate: 
     assert len(heard.thumbs) / 400 == pytest.approx(rate, abs=0.08)
     share = sum(heard.thumbs) / len(heard.thumbs)
     assert (0.35 < share < 0.65) if happy is None else (share < happy if mood < 0 else share > happy)
+
+
+LOOKS = {
+    "support": ("Please check your order on our site.", "Organisational considerations necessitate clarification."),
+    "bytes": ("aeo ia ue o", "brt kls mnp"),
+    "people": ("short one", "a long answer that says no more than the short one does"),
+}
+
+
+@pytest.mark.parametrize("kind", LOOKS)
+def test_a_fooled_crowd_likes_what_only_looks_good(kind: str, tmp_path: Path) -> None:
+    """300 pairs of a plain answer and one that impresses: the standard error of a share is below .03."""
+    plain, impressive = LOOKS[kind]
+    (file := tmp_path / "people.py").write_text(
+        "def guideline_utility(messages, text):\n    return 1 / len(text)\ndef user_utility(user, messages, text):\n    return 0.5\n"
+    )
+    population = load_population(str(file) if kind == "people" else kind)
+    asked = [{"role": "user", "content": "Where is my order?"}]
+    responses = [{"id": "plain", "text": plain}, {"id": "impressive", "text": impressive}]
+
+    def share(people: simulate.Crowd) -> float:
+        careful = next(person for person in people.annotators if person.behaviour == "careful")
+        loans = [{"comparison_id": f"c{n}", "messages": asked, "responses": responses} for n in range(300)]
+        said = [
+            simulate._judge(careful, people, population, loan, random.Random(n), {}, threading.Lock())[1]
+            for n, loan in enumerate(loans)
+        ]
+        return said.count("impressive") / len(said)
+
+    assert share(simulate.crowd("fooled")) > 0.75
+    assert share(simulate.crowd("standard")) < 0.25
+
+
+def test_people_of_a_file_may_be_fooled_by_what_the_file_says(tmp_path: Path) -> None:
+    (file := tmp_path / "people.py").write_text(
+        "def guideline_utility(messages, text):\n    return 0.5\n"
+        "def user_utility(user, messages, text):\n    return 0.5\n"
+        "def fooled_utility(messages, text):\n    return float('!' in text)\n"
+    )
+    population = load_population(str(file))
+    assert [population.fooled_utility([], text) for text in ("oh!", "oh")] == [1.0, 0.0]

@@ -71,9 +71,7 @@ class Demo:
 
     @property
     def training_crowd(self) -> simulate.Crowd:
-        return (
-            simulate.crowd("length-lovers", self.options.seed) if self.options.twin == "hackable-reward" else self.crowd
-        )
+        return simulate.crowd("fooled", self.options.seed) if self.options.twin == "hackable-reward" else self.crowd
 
 
 def once(demo: Demo, name: str, act: Callable[[], Json], **inputs: object) -> Json:

@@ -38,12 +38,14 @@ OVERLAP = 3
 
 TWINS: Mapping[str, str] = MappingProxyType(
     {
-        "shuffled-labels": "every annotator keeps opinions that have nothing to do with what the answers say.",
-        "spammers-only": "all twelve annotators answer at random.",
+        "shuffled-labels": (
+            "every annotator keeps opinions that have nothing to do with what the answers say, and users' thumbs are not learned from."
+        ),
+        "spammers-only": "all twelve annotators answer at random, and users' thumbs are not learned from.",
         "equal-candidate": "PPO learns at a rate of 1e-30, which moves no weight, so the candidate is the base.",
         "hackable-reward": (
-            "the annotators of the training comparisons like whatever is longer and users' thumbs are not learned from, so the reward model can be "
-            "hacked by length; those who judge the evaluation are the standard crowd."
+            "the annotators of the training comparisons like what only looks good (long words; the tiny model's: consonants) and "
+            "users' thumbs are not learned from, so the reward model can be hacked by looks; those who judge the evaluation are the standard crowd."
         ),
     }
 )
@@ -124,7 +126,7 @@ def _content(path: str | None) -> str | None:
 def reward_config(options: Options) -> Json:
     """Fields of RewardConfig, without what the turn fills in."""
     config = _without(to_dict(options.plan.reward), "snapshot", "base", "seed")
-    if options.twin == "hackable-reward":
+    if options.twin in ("shuffled-labels", "spammers-only", "hackable-reward"):
         config["source_weights"] = []  # honest thumbs would teach what people like after all
     return config
 
