@@ -1,6 +1,7 @@
 """python -m plaudit.learn PROGRAM RUN_DIR      reward | sft | dpo | ppo | grpo | best_of | score; reads RUN_DIR/config.json, writes RUN_DIR
 python -m plaudit.learn prepare SPEC CACHE   a base model: smollm2 | tiny | a folder | a hub id; prints the folder
 python -m plaudit.learn export CHECKPOINT BASE peft|merged OUT [EVALUATION.json]    what vLLM, peft and transformers load; JSON says what last
+python -m plaudit.learn stay                 lines ["score", RUN_DIR] on stdin, one after another; the exit code of each on stdout
 python -m plaudit.learn on ADDRESS WORKERS STORAGE PROGRAM RUN_DIR    the same on a Ray cluster (cluster.py)
 
 What a pipeline, a cluster or a person launches, alone or as `torchrun --nproc-per-node=2 -m plaudit.learn PROGRAM RUN_DIR`. Kill it
@@ -14,6 +15,7 @@ import errno
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
 # Before torch is imported: threads that wait for work must sleep. Spinning ones made one decode step 25 times slower beside another process.
@@ -69,6 +71,8 @@ def _dispatch(arguments: list[str]) -> None:
             print(json.dumps(export.export(Path(checkpoint), Path(base), form, Path(out), evaluation)))
         case [("reward" | "sft" | "dpo" | "ppo" | "grpo" | "best_of" | "score") as program, folder]:
             run(program, Path(folder))
+        case ["stay"]:
+            _stay()
         case ["on", address, workers, storage, program, folder] if program in PROGRAMS:
             from plaudit.learn import cluster
 
@@ -78,6 +82,22 @@ def _dispatch(arguments: list[str]) -> None:
                 f"Cannot run {' '.join(arguments)!r}; usage: python -m plaudit.learn {'|'.join(PROGRAMS)} RUN_DIR, "
                 "python -m plaudit.learn prepare SPEC CACHE, or python -m plaudit.learn export CHECKPOINT BASE peft|merged OUT [EVALUATION.json]."
             )
+
+
+def _stay() -> None:
+    """Programs one after another until stdin ends. What each prints to stderr goes to its folder's log, as if it were alone."""
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever prints must not answer
+        for line in sys.stdin:
+            program, folder = json.loads(line)
+            with (Path(folder) / "stderr.log").open("wb") as log:
+                os.dup2(log.fileno(), 2)
+            try:
+                code = main([program, folder])
+            except Exception:
+                traceback.print_exc()
+                code = 1
+            print(code, file=answers, flush=True)
 
 
 def run(program: str, folder: Path) -> None:

@@ -42,6 +42,7 @@ from plaudit.loop import (
     licences,
     monitor,
     planning,
+    programs,
     registry,
     release,
     serving,
@@ -415,7 +416,7 @@ def score(
     rows: Sequence[Json],
     config: Json,
     owner: str,
-    program: tuple[str, ...] = train.PROGRAM,
+    program: programs.Program = train.PROGRAM,
 ) -> Run:
     """`learn score` over input lines as a Run, keyed by what they hold. `config`: fields of ScoreConfig without `inputs`."""
     digest = artifacts.sha256_of(list(rows))

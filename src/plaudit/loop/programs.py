@@ -1,7 +1,7 @@
 """A learn program as a process: started on a run folder, followed by its `metrics.jsonl`, ended with us, its own error read.
 
 `launch` is what a Run of the store and a run folder without one (`alone`) share. The folder says all: config.json goes in, and what a
-program leaves is read by `run_files`.
+program leaves is read by `run_files`. Each program is a process of its own, or one of many in a `Resident`'s.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import plaudit.errors
 from plaudit import artifacts
@@ -27,6 +28,7 @@ from plaudit.loop import run_files
 PROGRAM = (sys.executable, "-m", "plaudit.learn")
 Follow = Callable[[Json], None]
 _POLL_S = 0.05
+_BOUND = sys.platform == "linux"  # a program ends with us
 # Becomes the program after asking Linux to kill it when we die (a preexec_fn could deadlock: the worker has threads).
 _BOUND_TO_PARENT = """
 import os, sys
@@ -61,7 +63,7 @@ def alone(
     else:
         artifacts.write_atomic(folder / run_files.CONFIG, json.dumps(resolved, indent=1) + "\n")
     if run_files.read(folder).state != "done":
-        code = launch((*program, name, str(folder)), folder, on_progress, on_note, lambda: None)
+        code = launch(program, name, folder, on_progress, on_note, lambda: None)
         if code != 0:
             raise failure(name, folder, code)
     result = run_files.read(folder).result
@@ -72,38 +74,87 @@ def alone(
     return result
 
 
+class Resident:
+    """One process (`python -m plaudit.learn stay`) that runs programs one after another, so that their imports, 2 to 3 s of CPU, are paid once.
+    It starts at the first program, and again after one ended it. For one thread; `rest` now and then, `close` at last."""
+
+    def __init__(self, program: tuple[str, ...] = PROGRAM) -> None:
+        self.program = program
+        self._process: subprocess.Popen[bytes] | None = None
+        self._used = 0.0
+
+    def rest(self, idle_s: float = 60.0) -> None:
+        """End the process where nothing was asked of it for a while: it holds half a gigabyte."""
+        if self._process is not None and time.monotonic() - self._used >= idle_s:
+            self.close()
+
+    def close(self) -> None:
+        if self._process is not None:
+            with self._process as process:  # closes its pipes and waits
+                process.kill()
+            self._process = None
+
+    def launch(
+        self,
+        name: str,
+        folder: Path,
+        on_progress: Follow | None,
+        on_note: Follow | None,
+        beat: Callable[[], None],
+    ) -> int:
+        """As the function `launch`."""
+        process = self._started()
+        code = None
+
+        def answer() -> int | None:
+            said = process.stdout.read()  # type: ignore[union-attr]
+            return int(said) if said else process.poll()
+
+        try:
+            with _folder_lock(folder):
+                process.stdin.write(json.dumps([name, str(folder)]).encode() + b"\n")  # type: ignore[union-attr]
+                code = _follow(answer, folder, on_progress, on_note, beat)
+            return code
+        finally:
+            self._used = time.monotonic()
+            if code is None:  # interrupted
+                self.close()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            self.close()
+            self._process = _started((*self.program, "stay"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+            os.set_blocking(self._process.stdout.fileno(), False)  # type: ignore[union-attr]
+        return self._process
+
+
+Program = tuple[str, ...] | Resident
+
+
 def launch(
-    command: tuple[str, ...],
+    program: Program,
+    name: str,
     folder: Path,
     on_progress: Follow | None,
     on_note: Follow | None,
     beat: Callable[[], None],
 ) -> int:
-    """The exit code. Hands on metrics as they come and calls `beat` about 20 times a second; what it raises ends the program, which
-    never outlives this call. Raises Conflict while another program works in the folder."""
+    """The exit code of the program `name` in `folder`. Hands on metrics as they come and calls `beat` about 20 times a second; what it raises
+    ends the program, which never outlives this call. Raises Conflict while another program works in the folder."""
+    if isinstance(program, Resident):
+        if _BOUND:
+            return program.launch(name, folder, on_progress, on_note, beat)
+        program = program.program  # elsewhere it could outlive us, and the folder's lock
     with _folder_lock(folder) as lock, (folder / "stderr.log").open("wb") as errors:
-        (folder / run_files.NOTE).unlink(missing_ok=True)  # of an attempt that was killed
-        process = subprocess.Popen(
-            (sys.executable, "-I", "-S", "-c", _BOUND_TO_PARENT, str(os.getpid()), *command),
+        process = _started(
+            (*program, name, str(folder)),
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
-            stdin=subprocess.DEVNULL,
             pass_fds=(lock,),  # the folder stays locked as long as the program lives, whatever becomes of us
         )
-        tail, told = run_files.Tail(folder / run_files.METRICS), None
         try:
-            while True:
-                code = process.poll()
-                if on_progress is not None:
-                    for line in tail.new():
-                        on_progress(line)
-                if on_note is not None and (note := run_files.read_note(folder)) not in (None, told):
-                    told = note
-                    on_note(note)
-                if code is not None:
-                    return code
-                beat()
-                time.sleep(_POLL_S)
+            return _follow(process.poll, folder, on_progress, on_note, beat)
         finally:
             if process.poll() is None:
                 process.kill()
@@ -124,6 +175,33 @@ def failure(name: str, folder: Path, code: int) -> PlauditError:
 # --- inside ------------------------------------------------------------------------------------------------------------
 
 
+def _started(command: tuple[str, ...], **options: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen((sys.executable, "-I", "-S", "-c", _BOUND_TO_PARENT, str(os.getpid()), *command), **options)
+
+
+def _follow(
+    ended: Callable[[], int | None],
+    folder: Path,
+    on_progress: Follow | None,
+    on_note: Follow | None,
+    beat: Callable[[], None],
+) -> int:
+    """Hand on what a program writes until it has `ended`; its exit code."""
+    tail, told = run_files.Tail(folder / run_files.METRICS), None
+    while True:
+        code = ended()
+        if on_progress is not None:
+            for line in tail.new():
+                on_progress(line)
+        if on_note is not None and (note := run_files.read_note(folder)) not in (None, told):
+            told = note
+            on_note(note)
+        if code is not None:
+            return code
+        beat()
+        time.sleep(_POLL_S)
+
+
 @contextmanager
 def _folder_lock(folder: Path) -> Iterator[int]:
     """One program in a run folder. A program whose parent was just killed gets a moment to die."""
@@ -138,6 +216,7 @@ def _folder_lock(folder: Path) -> Iterator[int]:
                 if time.monotonic() > deadline:
                     raise Conflict(f"Another program still works in {folder}; end it, then run this again.") from None
                 time.sleep(_POLL_S)
+        (folder / run_files.NOTE).unlink(missing_ok=True)  # of an attempt that was killed
         yield descriptor
     finally:
         os.close(descriptor)

@@ -207,7 +207,7 @@ def run_training(
     now: datetime,
     *,
     turn: int = 0,
-    program: tuple[str, ...] = PROGRAM,
+    program: programs.Program = PROGRAM,
     owner: str | None = None,
     stop: threading.Event | None = None,
     on_note: Callable[[Json], None] | None = None,
@@ -239,8 +239,7 @@ def run_training(
     folder = Path(claimed.folder)
     try:
         artifacts.write_atomic(folder / "config.json", json.dumps(config, indent=1, sort_keys=True))
-        command = (*program, step, str(folder))
-        code = programs.launch(command, folder, on_progress, on_note, _alive(store, claimed, stop))
+        code = programs.launch(program, step, folder, on_progress, on_note, _alive(store, claimed, stop))
         if code != 0:
             raise programs.failure(step, folder, code)
         outputs, checkpoints = _harvest(project_id, step, claimed, folder)

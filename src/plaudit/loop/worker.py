@@ -28,7 +28,7 @@ from plaudit.domain import (
 )
 from plaudit.errors import ConfigError, Conflict, NotFound, PlauditError
 from plaudit.learn.configs import PROGRAMS
-from plaudit.loop import abuse, anchors, erasure, mirror, monitor, pipeline, release, train, webhooks
+from plaudit.loop import abuse, anchors, erasure, mirror, monitor, pipeline, programs, release, train, webhooks
 from plaudit.loop.mlflow_server import MlflowServer
 from plaudit.settings import Settings
 from plaudit.store.database import Store
@@ -107,15 +107,18 @@ def _labour(settings: Settings, store: Store, stop: threading.Event) -> None:
     """Everything that takes long, one after the other."""
     owner = train.new_owner()
     measured = -math.inf
+    scorer = programs.Resident(BACKGROUND)
     while not stop.wait(TICK_S):
+        scorer.rest()
         monitors = time.monotonic() - measured >= settings.monitor_interval_s
         for project in store.find(Project):
             if monitors:
-                _duty("monitor", lambda p=project: monitor_once(settings, store, p.id, owner))  # type: ignore[misc]
+                _duty("monitor", lambda p=project: monitor_once(settings, store, p.id, owner, program=scorer))  # type: ignore[misc]
                 _duty("clean", lambda p=project: clean(settings, store, p.id, utc_now()))  # type: ignore[misc]
                 _duty("anchor", lambda p=project: anchor(settings, store, p.id))  # type: ignore[misc]
                 measured = time.monotonic()
             _duty("queue", lambda p=project: take_queued(settings, store, p.id, owner, stop))  # type: ignore[misc]
+    scorer.close()
 
 
 def guard(store: Store, project_id: str) -> bool:
@@ -136,7 +139,7 @@ def monitor_once(
     owner: str,
     now: datetime | None = None,
     force: bool = False,
-    program: tuple[str, ...] = BACKGROUND,
+    program: programs.Program = BACKGROUND,
 ) -> list[Measurement]:
     """Measure the window since the last one, if it is worth it (or `force`), and let the rules judge. [] where it is not yet."""
     now = now or utc_now()
@@ -179,7 +182,7 @@ def score_answers(
     project_id: str,
     answers: list[Answer],
     owner: str,
-    program: tuple[str, ...] = BACKGROUND,
+    program: programs.Program = BACKGROUND,
 ) -> Mapping[str, Mapping[str, float]]:
     """Response id -> `score` by the newest reward Checkpoint, and `kl` to the base for answers of our own policies. Empty before there is a
     reward model, and while something trains."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +105,83 @@ def test_a_wrong_config_starts_nothing(tmp_path: Path, program: tuple[str, ...])
 def test_a_program_that_leaves_no_result_is_told(tmp_path: Path, program: tuple[str, ...]) -> None:
     with pytest.raises(TrainingStopped, match=r"without a result\.json"):
         run(program, tmp_path / "run", criterion="quick")
+
+
+# --- one process for many --------------------------------------------------------------------------------------------------
+
+# Leaves what `python -m plaudit.learn stay` leaves, and who worked: its process and the n-th piece of work of it.
+STAYS = """
+import json, os, pathlib, sys
+assert sys.argv[1:] == ["stay"]
+for n, line in enumerate(sys.stdin):
+    program, folder = json.loads(line)
+    config = json.loads((pathlib.Path(folder) / "config.json").read_text())
+    if config["criterion"] == "dies": os.kill(os.getpid(), 9)
+    (pathlib.Path(folder) / "metrics.jsonl").write_text(json.dumps({"step": 1, "of": 1, "phase": "train", "seconds": 1}) + "\\n")
+    while config["criterion"] == "long": pass
+    (pathlib.Path(folder) / "result.json").write_text(json.dumps({"pid": os.getpid(), "n": n}))
+    (pathlib.Path(folder) / "checkpoint").mkdir()
+    (pathlib.Path(folder) / "checkpoint" / "manifest.json").write_text("{}")
+    print(0, flush=True)
+"""
+
+
+@pytest.fixture
+def resident(tmp_path: Path) -> Iterator[programs.Resident]:
+    script = tmp_path / "stays.py"
+    script.write_text(STAYS)
+    made = programs.Resident((sys.executable, str(script)))
+    yield made
+    made.close()
+
+
+def test_one_process_runs_many_programs_until_it_has_rested(tmp_path: Path, resident: programs.Resident) -> None:
+    told: list[Any] = []
+    ran = [programs.alone("reward", CONFIG, tmp_path / "run-0", told.append, program=resident)]
+    resident.rest()  # not yet
+    ran.append(programs.alone("reward", CONFIG, tmp_path / "run-1", told.append, program=resident))
+    assert [one["n"] for one in ran] == [0, 1]
+    assert ran[0]["pid"] == ran[1]["pid"] != os.getpid()
+    assert [line["step"] for line in told] == [1, 1]
+    resident.rest(idle_s=0.0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(ran[0]["pid"], 0)
+    after = programs.alone("reward", CONFIG, tmp_path / "after", None, program=resident)
+    assert (after["n"], after["pid"] != ran[0]["pid"]) == (0, True)
+
+
+def test_a_resident_that_died_is_told_and_replaced(tmp_path: Path, resident: programs.Resident) -> None:
+    with pytest.raises(TrainingStopped, match=r"SIGKILL.*run it again to resume"):
+        programs.alone("reward", CONFIG | {"criterion": "dies"}, tmp_path / "dead", None, program=resident)
+    assert programs.alone("reward", CONFIG, tmp_path / "run", None, program=resident)["n"] == 0
+
+
+def test_an_interrupted_program_of_a_resident_does_not_go_on(tmp_path: Path, resident: programs.Resident) -> None:
+    def interrupt(line: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        programs.alone("reward", CONFIG | {"criterion": "long"}, tmp_path / "run", interrupt, program=resident)
+    # its lock is free and nothing works there: the next one is another process, which gets the folder at once
+    done = programs.alone("reward", CONFIG, tmp_path / "other", None, program=resident)
+    assert done["n"] == 0
+
+
+def test_learn_stays_and_every_folder_has_its_own_error(tmp_path: Path) -> None:
+    """The real one: it refuses a config without a file, twice, from one process, each in the folder's own log."""
+    resident = programs.Resident()
+    config = {"base": "tiny", "inputs": str(tmp_path / "none.jsonl"), "measures": ["nll"]}
+    pids = []
+    for n in range(2):
+        with pytest.raises(PlauditError, match=r"none\.jsonl does not exist") as refused:
+            programs.alone("score", config, tmp_path / f"run-{n}", None, program=resident)
+        assert refused.value.code == "not_found"
+        assert resident._process is not None
+        pids.append(resident._process.pid)
+    (tmp_path / "run-1" / "checkpoint").mkdir()
+    (tmp_path / "run-1" / "checkpoint" / "manifest.json").write_text("{}")
+    assert (
+        programs.launch(resident, "score", tmp_path / "run-1", None, None, lambda: None) == 0
+    )  # says on stdout that it is finished
+    resident.close()
+    assert pids[0] == pids[1]
