@@ -5,8 +5,9 @@
 
 Four processes: a fake model server, a bare proxy (Starlette and aiohttp, as the gateway, but no keys, no filters, no rows), the service on a
 throwaway home, and this client. Latencies are taken at a fixed rate, direct and through the gateway in turns, so that a busy moment hits
-both; the disk's own fsync is measured in the same folder. Saturation is a closed loop over 64 connections (`wrk` where it is installed,
-else aiohttp, which costs the machine more than the server and so says less). One JSON object last.
+both, then direct and through the bare proxy, which says what any proxy costs here; the disk's own fsync is measured in the same folder.
+Saturation is a closed loop over 64 connections (`wrk` where it is installed, else aiohttp, which costs the machine more than the server and
+so says less). One JSON object last.
 """
 
 from __future__ import annotations
@@ -260,10 +261,11 @@ def measure(folder: Path, rate: float, seconds: float, stack: ExitStack) -> dict
     disk = fsync_ms(folder)
     whole = asyncio.run(in_turns(whole_ms, places, headers, rate, seconds))
     first = asyncio.run(in_turns(first_token_ms, places, headers, rate / 4, seconds))
+    bare = asyncio.run(in_turns(whole_ms, {"direct": upstream, "gateway": proxy}, headers, rate, seconds / 2))
     disk += fsync_ms(folder)
     print(f"{rate:g} requests/s, milliseconds: direct, through the gateway; fsync of 4 KB")
-    for name, taken in (("whole", whole["direct"]), ("whole via gateway", whole["gateway"]), ("first token", first["direct"]),
-                        ("first token via gateway", first["gateway"]), ("fsync", disk)):  # fmt: skip
+    for name, taken in (("whole", whole["direct"]), ("whole via gateway", whole["gateway"]), ("whole via bare proxy", bare["gateway"]),
+                        ("first token", first["direct"]), ("first token via gateway", first["gateway"]), ("fsync", disk)):  # fmt: skip
         print(f"  {name:24} {percentiles(taken)}", flush=True)
 
     tool = "wrk" if shutil.which("wrk") else "aiohttp"
@@ -294,6 +296,8 @@ def measure(folder: Path, rate: float, seconds: float, stack: ExitStack) -> dict
         "overhead_p99_ms": round(beyond(whole, 99), 3),
         "overhead_beyond_fsync_p50_ms": round(beyond(whole, 50) - fsync[50], 3),
         "overhead_beyond_fsync_p99_ms": round(beyond(whole, 99) - fsync[99], 3),
+        "bare_proxy_overhead_p50_ms": round(beyond(bare, 50), 3),
+        "bare_proxy_overhead_p99_ms": round(beyond(bare, 99), 3),
         "first_token_overhead_p50_ms": round(beyond(first, 50), 3),
         "first_token_overhead_beyond_fsync_p50_ms": round(beyond(first, 50) - fsync[50], 3),
         "requests_per_s": {name: round(value) for name, value in rates.items()},

@@ -5,6 +5,7 @@ Here with `on_store_failure` refuse, where the disk is the store's alone; with t
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import httpx
@@ -15,8 +16,9 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from plaudit import openai_protocol as protocol
-from plaudit.domain import Completion, Interaction
+from plaudit.domain import Completion, CompletionStatus, Interaction
 from plaudit.errors import Unavailable
+from plaudit.web import turn
 from plaudit.web.recorder import Recorder
 
 BODY = {"model": "plaudit", "messages": [{"role": "user", "content": "hello"}]}
@@ -126,3 +128,44 @@ def test_a_store_that_fails_refuses_before_the_first_byte_and_no_end_without_a_s
     assert refused.headers["retry-after"] == "1"
     assert httpx.post(url, json={**BODY, "stream": as_stream}, headers=headers).status_code == 200
     assert service.store.count(Completion) == service.store.count(Interaction) == 1
+
+
+@pytest.mark.parametrize(("quick", "n_commits"), [(True, 1), (False, 2)], ids=["quick", "slow"])
+def test_with_a_spool_a_quick_answer_is_written_with_its_stub_and_a_slow_ones_stub_is_not_kept_waiting(
+    start_service, serve, gate, monkeypatch, quick, n_commits
+) -> None:
+    if quick:
+        monkeypatch.setattr(turn, "STUB_AFTER_S", 20)  # also on a machine that is slow today
+    answered = threading.Event()
+
+    async def completions(request: Request) -> JSONResponse:
+        if not quick:
+            await asyncio.to_thread(answered.wait, 20)
+        choices = [protocol.choice(0, "hi", "stop")]
+        return JSONResponse(protocol.completion("x", 0, "m", choices, protocol.usage(1, 1)))
+
+    url = serve(Starlette(routes=[Route("/v1/chat/completions", completions, methods=["POST"])]))
+    service = start_service(url + "/v1", "m-1", on_store_failure="serve")
+    headers = {"authorization": f"Bearer {service.key('application')}"}
+    asking = threading.Thread(
+        target=httpx.post, args=(service.url + "/v1/chat/completions",), kwargs={"json": BODY, "headers": headers}
+    )
+    asking.start()
+    service.stored(Interaction)  # of the slow one before it is answered
+    answered.set()
+    asking.join()
+    (ended,) = service.stored(Completion)
+    assert service.store.get(Interaction, ended.id).id == ended.id
+    assert gate.n_commits == n_commits
+
+
+def test_a_model_that_fails_at_once_leaves_both_rows(start_service, serve) -> None:
+    async def completions(request: Request) -> JSONResponse:
+        return JSONResponse({"error": {"message": "no"}}, 500)
+
+    url = serve(Starlette(routes=[Route("/v1/chat/completions", completions, methods=["POST"])]))
+    service = start_service(url + "/v1", "m-1", on_store_failure="serve")
+    headers = {"authorization": f"Bearer {service.key('application')}"}
+    assert httpx.post(service.url + "/v1/chat/completions", json=BODY, headers=headers).status_code == 502
+    (ended,) = service.stored(Completion)
+    assert (ended.status, service.store.count(Interaction)) == (CompletionStatus.ERROR, 1)

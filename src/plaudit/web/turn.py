@@ -1,8 +1,9 @@
 """One request on its way through the gateway: asked of a release, screened and gathered as it comes, recorded at its end whatever that is.
 
-The stub row is durable before the first byte of an answer (its commit and the upstream call start together); the end of the answer is
-durable before `[DONE]`, or before a whole answer is sent. A candidate that fails before its first byte is stood in for by the live release;
-the Interaction keeps both the assigned and the served one. What a filter holds back is neither shown nor stored.
+The stub row is durable before the first byte of an answer (its commit and the upstream call start together; a whole answer that comes within
+`STUB_AFTER_S` is written with its stub in one commit); the end of the answer is durable before `[DONE]`, or before a whole answer is sent. A
+candidate that fails before its first byte is stood in for by the live release; the Interaction keeps both the assigned and the served one.
+What a filter holds back is neither shown nor stored.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from plaudit.web.screening import CONTENT_FILTER, Screening
 from plaudit.web.serving import Serving
 
 T = TypeVar("T")
+STUB_AFTER_S = 0.02
 
 
 class Turn:
@@ -51,12 +53,15 @@ class Turn:
         self.upstream_s = 0.0  # waited for model servers, up to the first content or the whole answer
         self._first_token_ms: float | None = None
         self._ended = False
+        self._stub: tuple[Interaction, ...] = (interaction,)  # as long as it is not submitted
         self._span = telemetry.begin(asked, interaction) if door.settings.telemetry else None
 
     async def complete(self) -> Json:
         """A whole completion, durable. Raises UpstreamError, Unavailable."""
         try:
-            answer = await self._with_stub(self._of_first_release(self._whole))
+            answer = await self._with_stub(
+                self._of_first_release(self._whole), STUB_AFTER_S if self._door.recorder.serves_without_store else 0.0
+            )
             await self._end(CompletionStatus.OK)
         except BaseException as error:
             await self._failed(error)
@@ -96,15 +101,19 @@ class Turn:
 
     # --- asking ---
 
-    async def _with_stub(self, asking: Coroutine[Any, Any, T]) -> T:
-        """Commit and upstream call start together; the outcome of the call waits for the commit."""
-        stored = self._door.recorder.submit(self.interaction)
+    async def _with_stub(self, asking: Coroutine[Any, Any, T], after_s: float = 0.0) -> T:
+        """Commit and upstream call start together; the outcome of the call waits for the commit. A call that ends within `after_s` leaves
+        the stub to `_end`."""
         task = asyncio.ensure_future(asking)
+        stored: asyncio.Future[None] | None = None
         try:
-            await stored
+            if not after_s or not (await asyncio.wait({task}, timeout=after_s))[0]:
+                stored = self._door.recorder.submit(*self._stub)
+                self._stub = ()
+                await stored
             return await task
         except PlauditError as error:
-            if stored.done() and stored.exception() is not None and not self._ended:
+            if stored is not None and stored.done() and stored.exception() is not None and not self._ended:
                 self._ended = True  # no stub, so no end of it
                 if self._span is not None:
                     telemetry.fail(self._span, error.code)
@@ -258,7 +267,8 @@ class Turn:
         changes = (Change(Interaction, self.interaction.id, changed),) if changed else ()
         if self._span is not None:
             telemetry.end(self._span, self._served.model, answer, completion)
-        return self._door.recorder.submit(completion, *responses, changes=changes)
+        stub, self._stub = self._stub, ()
+        return self._door.recorder.submit(*stub, completion, *responses, changes=changes)
 
     def _text(self, index: int, choice: protocol.Choice) -> ResponseText:
         own = not self._screening.changed(index)
