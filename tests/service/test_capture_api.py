@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
 from plaudit.domain import Feedback, Interaction, Outcome, utc_now
-from plaudit.loop import feedback_tokens
+from plaudit.loop import collect, feedback_tokens
 
 CHAT = {"model": "plaudit", "messages": [{"role": "user", "content": "Where is my order?"}], "user": "u1"}
 
@@ -94,3 +97,39 @@ def test_a_user_is_erased_by_those_who_may(service) -> None:
         post(service, "/v1/feedback", token, {"interaction_id": tomb.id, "kind": "thumb", "value": True}).status_code
         == 404
     )
+
+
+def test_feedback_that_comes_at_once_shares_a_transaction_and_nobody_pays_for_anothers(service, monkeypatch) -> None:
+    """Eight users at once: the first holds up the store, of the others one trips over a bug, and one holds the token of another's answer."""
+    key = service.key("application")
+    answers = [post(service, "/v1/chat/completions", key, {**CHAT, "user": f"u{n}"}) for n in range(8)]
+    record, held, sizes = collect.record_feedbacks, threading.Event(), []
+
+    def recording(store, project_id, bodies, *more):
+        sizes.append(len(bodies))
+        if len(sizes) == 1:
+            held.wait(20)
+        if any(body["value"] == "bug" for body in bodies):
+            raise RuntimeError("a bug")
+        return record(store, project_id, bodies, *more)
+
+    monkeypatch.setattr(collect, "record_feedbacks", recording)
+
+    def comment(n: int) -> httpx.Response:
+        body = {"interaction_id": answers[n].json()["id"], "kind": "comment", "value": "bug" if n == 3 else f"by {n}"}
+        token = answers[4 if n == 5 else n].headers["x-plaudit-feedback-token"]
+        return post(service, "/v1/feedback", token, body)
+
+    with ThreadPoolExecutor(8) as pool:
+        said = [pool.submit(comment, n) for n in range(8)]
+        while len(service.app.state.door.feedback(service.project.id)._waiting) < 7:
+            time.sleep(0.01)
+        held.set()
+        codes = [one.result().status_code for one in said]
+    assert codes == [201, 201, 201, 500, 201, 403, 201, 201]
+    rows = service.store.find(Feedback)
+    assert sorted(row.value["text"] for row in rows) == [f"by {n}" for n in (0, 1, 2, 4, 6, 7)]
+    assert {row.interaction_id: row.actor for row in rows} == {
+        answers[n].json()["id"]: f"u{n}" for n in (0, 1, 2, 4, 6, 7)
+    }
+    assert sizes[:2] == [1, 7]

@@ -317,7 +317,7 @@ def record_feedback(
         if body.get("idempotency_key", idempotency_key) != idempotency_key:
             raise BadInput("idempotency_key differs between header and body; send it once.")
         body = {**body, "idempotency_key": idempotency_key}
-    (result,) = record_feedbacks(store, project_id, [body], now, token)
+    (result,) = record_feedbacks(store, project_id, [body], now, [token])
     if isinstance(result, PlauditError):
         raise result
     return result
@@ -342,15 +342,15 @@ def record_feedbacks(
     project_id: str,
     bodies: Sequence[Any],
     now: datetime,
-    token: Claims | None = None,
+    tokens: Sequence[Claims | None] | None = None,
     arriving: bool = False,
 ) -> list[FeedbackResult | PlauditError]:
     """Append a row for each of {interaction_id, kind, value, response_index?, user?, idempotency_key?, retract?, at?}, in their order.
 
     What is wrong with one is its result and hinders no other: BadInput (malformed), NotFound (interaction, response index, nothing to
-    retract), Conflict (the key was used for something else), Forbidden (not what `token` is for), Unavailable (the interaction is not here
-    yet: `arriving` says that some are still on their way, a token proves that its own exists). `user` defaults to the interaction's actor.
-    All is read at the beginning and written at the end: the cost of a batch is that of its rows.
+    retract), Conflict (the key was used for something else), Forbidden (not what its token, if `tokens` are given, is for), Unavailable (the
+    interaction is not here yet: `arriving` says that some are still on their way, a token proves that its own exists). `user` defaults to the
+    interaction's actor. All is read at the beginning and written at the end: the cost of a batch is that of its rows.
     """
     with store.write(beside_others=True) as tx:
         project = tx.get(Project, project_id)
@@ -366,13 +366,16 @@ def record_feedbacks(
             project=project,
             now=now,
             interactions=about,
-            arriving=arriving or token is not None,
+            arriving=arriving,
             heads=chains.heads(tx, {(id, key) for id, key in keys if key}),
             used=chains.used_keys(tx, {_key_id(project_id, act.key) for act in sound if act.key}),
             quarantines=tx.find(Quarantine, project_id=project_id, lifted_at=None),
         )
         chain.known = {row.id: row for row in tx.find(Feedback, id=[one.object_id for one in chain.used.values()])}
-        results = [_attempt(chain.append, act, token) if isinstance(act, _Act) else act for act in acts]
+        results = [
+            _attempt(chain.append, act, token) if isinstance(act, _Act) else act
+            for act, token in zip(acts, tokens or [None] * len(acts), strict=True)
+        ]
         tx.add(*chain.rows, *chain.keys)
         if chain.rows:
             webhooks.announce(tx, project_id, "feedback", [(row.interaction_id, row.id) for row in chain.rows], now)
@@ -424,7 +427,7 @@ class _Chains:
         if token is not None:
             _check_token(token, act)
         about = self.interactions.get(act.interaction_id)
-        if about is None and self.arriving:
+        if about is None and (self.arriving or token is not None):
             raise Unavailable(
                 f"Interaction {act.interaction_id!r} is not in the store yet; send this again in a moment."
             )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import aiohttp
@@ -14,10 +15,12 @@ from starlette.requests import ClientDisconnect, Request
 
 from plaudit import backends
 from plaudit.backends import Backend
-from plaudit.errors import BadInput, ConfigError, TooLarge, Unavailable
+from plaudit.domain import utc_now
+from plaudit.errors import BadInput, ConfigError, Corrupt, PlauditError, TooLarge, Unavailable
 from plaudit.loop import body as fields
-from plaudit.loop import filters
-from plaudit.loop.feedback_tokens import KeyRing
+from plaudit.loop import collect, filters
+from plaudit.loop.collect import FeedbackResult
+from plaudit.loop.feedback_tokens import Claims, KeyRing
 from plaudit.loop.filters import Filters
 from plaudit.settings import Settings
 from plaudit.store.database import Store
@@ -30,12 +33,21 @@ from plaudit.web.recorder import Recorder
 from plaudit.web.serving import ServingConfigs
 from plaudit.web.shadowing import Shadowing
 from plaudit.web.sign_in import Cookies, load_secret
+from plaudit.web.together import Together
 
 T = TypeVar("T")
 # As many as the store's pool has connections, less that of the recorder. What every chat needs has threads of its own: writers that wait
 # for a locked store must not stand before it.
 MAX_THREADS = 10
 MAX_HOT_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Said:
+    """One feedback as it came: the body, and the claims of the feedback token that stood in for a key."""
+
+    body: Any
+    token: Claims | None
 
 
 @dataclass
@@ -56,6 +68,7 @@ class Door:
     metrics: Metrics = field(default_factory=Metrics)
     _threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(MAX_THREADS))
     _hot_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(MAX_HOT_THREADS))
+    _feedback: dict[str, Together[Said, FeedbackResult | PlauditError]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         spool = Spool(self.settings.home / "spool") if self.settings.on_store_failure == "serve" else None
@@ -66,6 +79,32 @@ class Door:
         self.limits = Limits(self.settings)
         self.cookies = Cookies(load_secret(self.settings.home))
         self.feedback_keys = KeyRing(self.settings.home, self.settings.feedback_keys)
+
+    async def record(self, project_id: str, said: Sequence[Said]) -> list[FeedbackResult | PlauditError]:
+        """What became of each feedback, in their order; one transaction. Raises Unavailable, Corrupt."""
+        # Asked before the store is: an answer may leave the spool for the store meanwhile, and never goes the other way.
+        arriving = self.recorder.spooling
+        bodies, tokens = [one.body for one in said], [one.token for one in said]
+        results = await self.run(collect.record_feedbacks, self.store, project_id, bodies, utc_now(), tokens, arriving)
+        self.metrics.said(results)
+        return results
+
+    def feedback(self, project_id: str) -> Together[Said, FeedbackResult | PlauditError]:
+        """Where feedback of this project that comes one by one is recorded, what comes at once in one transaction."""
+        if project_id not in self._feedback:
+            self._feedback[project_id] = Together(partial(self._record_each, project_id))
+        return self._feedback[project_id]
+
+    async def _record_each(
+        self, project_id: str, said: Sequence[Said]
+    ) -> Sequence[FeedbackResult | PlauditError | Exception]:
+        """Where all together fail, and not for want of the store, each alone: nobody pays for another's."""
+        try:
+            return await self.record(project_id, said)
+        except Exception as error:
+            if len(said) == 1 or isinstance(error, Unavailable | Corrupt):
+                return [error] * len(said)
+        return [result for one in said for result in await self._record_each(project_id, [one])]
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """A synchronous function of `loop` or `store` in the bounded thread pool."""

@@ -96,7 +96,7 @@ def test_a_token_is_good_for_its_answer_its_kinds_and_its_user(store: Store, pro
         return feedback_tokens.check(RING, token, NOW)
 
     def tried(body: Any, token: Claims) -> Any:
-        return collect.record_feedbacks(store, project.id, [body], NOW, token)[0]
+        return collect.record_feedbacks(store, project.id, [body], NOW, [token])[0]
 
     assert tried(thumb(mine), claims(mine)).feedback.actor == "ada"
     for body, token, said in (

@@ -18,7 +18,7 @@ from plaudit.loop.collect import FeedbackResult, Logged
 from plaudit.loop.feedback_tokens import Claims
 from plaudit.openai_protocol import Json
 from plaudit.web.access import Endpoint, key_of
-from plaudit.web.door import Door, door_of, read_json
+from plaudit.web.door import Door, Said, door_of, read_json
 from plaudit.web.problems import json_response, problem
 
 MAX_KEY_CHARS = 200
@@ -110,7 +110,7 @@ async def record_feedback(request: Request) -> Response:
     user = body.get("user")
     if isinstance(user, str) and not hasattr(request.state, "claims"):
         door_of(request).limits.actor(key_of(request).project_id, user)
-    (result,) = await _record(request, [body])
+    result = await door_of(request).feedback(_project_id(request)).ask(Said(body, _claims(request)))
     if isinstance(result, PlauditError):
         raise result
     status, said = _result(result)
@@ -120,19 +120,18 @@ async def record_feedback(request: Request) -> Response:
 async def record_feedbacks(request: Request) -> Response:
     """POST /v1/feedback/batch: 207, a status for each, all in one transaction."""
     items = batch_of(await _body(request), "feedback")
-    results = await _record(request, items)
+    claims = _claims(request)
+    results = await door_of(request).record(_project_id(request), [Said(item, claims) for item in items])
     return results_response([problem(one) if isinstance(one, PlauditError) else _result(one) for one in results])
 
 
-async def _record(request: Request, bodies: Sequence[Any]) -> list[FeedbackResult | PlauditError]:
-    door = door_of(request)
-    claims: Claims | None = getattr(request.state, "claims", None)
-    project_id = claims.project_id if claims else key_of(request).project_id
-    # Asked before the store is: an answer may leave the spool for the store meanwhile, and never goes the other way.
-    arriving = door.recorder.spooling
-    results = await door.run(collect.record_feedbacks, door.store, project_id, bodies, utc_now(), claims, arriving)
-    door.metrics.said(results)
-    return results
+def _claims(request: Request) -> Claims | None:
+    return getattr(request.state, "claims", None)
+
+
+def _project_id(request: Request) -> str:
+    claims = _claims(request)
+    return claims.project_id if claims else key_of(request).project_id
 
 
 def _result(result: FeedbackResult) -> tuple[int, Json]:
