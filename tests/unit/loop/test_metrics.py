@@ -173,6 +173,17 @@ def test_one_rich_user_decides_nothing_and_a_share_of_none_is_not_certain() -> N
     assert judged(Metric("latency", "goal", "down"), np.zeros(N)).reading.waits == "it is one value for everybody"
 
 
+def test_a_rare_event_counts_although_a_rich_user_would_not() -> None:
+    """Four errors of 800 users, all of them the candidate's: cutting the highest 1 % would cut them all."""
+    errors = np.zeros(N)
+    errors[np.flatnonzero(ARMS)[:4]] = 1.0
+    assert judged(Metric("errors", "monitor", "down"), errors).reading.difference.mean == pytest.approx(
+        4 / ARMS.sum(), rel=0.01
+    )
+    spent = judged(Metric("outcome:won", "monitor", "up"), errors).reading
+    assert spent.waits == "it is one value for everybody"
+
+
 def test_stages_are_compared_within_themselves() -> None:
     """The base rate doubles between two stages whose arms are of other sizes; pooled it would look like a difference of 0.4."""
     stage = (np.arange(N) >= 300).astype(np.int64)

@@ -243,6 +243,7 @@ def test_auto_without_gold_is_dawid_skene():
         result = aggregate.auto(votes, gold)
         assert result.method == "dawid-skene"
         assert "fewer than" in result.reason
+    assert "fewer than" not in aggregate.auto(votes, {i: int(truth[i]) for i in range(aggregate.MIN_GOLD)}).reason
 
 
 def test_auto_leaves_its_default_only_where_gold_shows_a_clear_gain():

@@ -12,6 +12,7 @@ from plaudit.artifacts import PreferenceRow, Snapshot, write_snapshot
 from plaudit.domain import (
     Annotation,
     Comparison,
+    Feedback,
     Interaction,
     Preference,
     PreferenceSource,
@@ -131,10 +132,10 @@ def test_what_annotators_said_of_a_row_is_of_its_criterion_and_stays_in_its_proj
 def test_what_users_said_of_a_row_is_the_act_it_is_made_of_and_goes_with_an_erasure(
     store: Store, project: Project, chat: Callable[..., Interaction]
 ) -> None:
-    asked = chat(actor="ada")
+    asked, others = chat(actor="ada"), chat(actor=None)
 
-    def say(kind: str, value: object) -> str:
-        body = {"interaction_id": asked.id, "kind": kind, "value": value}
+    def say(kind: str, value: object, of: Interaction = asked) -> str:
+        body = {"interaction_id": of.id, "kind": kind, "value": value}
         return collect.record_feedback(store, project.id, body, None, NOW).feedback.id.partition("_")[2]
 
     edit, _, _ = say("edit", "Press the other button."), say("thumb", False), say("comment", {"text": "Bah."})
@@ -145,6 +146,13 @@ def test_what_users_said_of_a_row_is_the_act_it_is_made_of_and_goes_with_an_eras
         for id in (edit, "of_all")
     }
     assert said == {edit: ["an edit of the answer"], "of_all": ["an edit of the answer", "thumbs down"]}
+    nameless = say("thumb", True, of=others)
+    store.add(concluded(f"prf_{nameless}", project.id, interaction_id=others.id, source=PreferenceSource.EDIT))
+    (one,) = samples.origin(store, project.id, "preferences", f"prf_{nameless}").said
+    given = store.get(Feedback, f"fdb_{nameless}")
+    assert (one.who, one.what, one.at) == ("a user without a name", "thumbs up", given.created_at)
+    of_ada = samples.origin(store, project.id, "preferences", "prf_of_all").said
+    assert {one.who for one in of_ada} == {samples.pseudonym(project.id, "user", "ada")}
     origin = samples.origin(store, project.id, "demonstrations", f"dem_{edit}")
     assert (origin.user, origin.interaction_id) == (samples.pseudonym(project.id, "user", "ada"), asked.id)
     with pytest.raises(NotFound, match="knows nothing"):
