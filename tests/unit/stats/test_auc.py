@@ -50,6 +50,9 @@ def test_where_nothing_overlaps_the_interval_still_has_a_width():
     z2 = NormalDist().inv_cdf(0.975) ** 2
     found = auc(range(11), [False] * 5 + [True] * 6)
     assert (found.mean, found.low, found.high, found.n) == (1.0, pytest.approx(5 / (5 + z2)), 1.0, 11)
+    assert auc(range(11), [False] * 7 + [True] * 4).low == pytest.approx(
+        4 / (4 + z2)
+    )  # the fewer of both, whichever they are
     turned = auc(range(11), [True] * 6 + [False] * 5)
     assert (turned.mean, turned.low, turned.high) == (0.0, 0.0, pytest.approx(z2 / (5 + z2)))
     rng, truth = np.random.default_rng(3), NormalDist().cdf(2.5 / math.sqrt(2))
